@@ -1,0 +1,33 @@
+"""`python -m agent` and the frozen binary start here: as the command line, or as one of our own children."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or the child role named by `child ROLE`."""
+    if sys.argv[1:2] == ["child"]:
+        run_child(sys.argv[2])
+    else:
+        from agent.cli.main import main as command_line
+
+        command_line()
+
+
+def run_child(role: str) -> None:
+    """Run one child role. The imports stay inside, so that each process loads only what it needs."""
+    match role:
+        case "worker":
+            from agent.pipeline.worker import main as run
+        case "probe":
+            from agent.device.probe import main as run
+        case "trial":
+            from agent.trial.child import main as run
+        case _:
+            sys.exit(f"unknown child role {role!r}")
+    run()
+
+
+if __name__ == "__main__":
+    main()

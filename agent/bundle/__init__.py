@@ -1,0 +1,1 @@
+"""A built bundle on disk: manifest, variants, blobs by digest. Read-only."""

@@ -1,0 +1,177 @@
+"""Child processes of this program that speak JSON lines with their parent.
+
+Native code may crash, so everything that touches a camera stack, a driver or a model runs in one of these.
+It takes a role (`worker`, `probe`, `trial`), works installed and frozen alike, and gives messages as dicts. The parent writes
+to the child's stdin; the child answers on what was its stdout, and everything that libraries print
+goes to stderr, whose tail is kept as the child's *last words*. A child whose parent is gone sees the
+end of its stdin and leaves.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+from agent.resources import is_frozen
+
+Message = dict[str, Any]
+log = logging.getLogger(__name__)
+
+LAST_WORDS_BYTES = 8192
+
+
+def command_line(role: str) -> list[str]:
+    """Return the command that starts this very program as a child with `role`."""
+    if is_frozen():
+        return [sys.executable, "child", role]
+    # -P keeps the current folder off the import path: an operator may stand in a folder with an `agent/` of its own.
+    return [sys.executable, "-P", "-m", "agent", "child", role]
+
+
+class Child:
+    """A running child process. Callbacks come from threads of this object and should only hand over.
+
+    Args:
+        role: Which entry of `agent.__main__.CHILD_ROLES` to run.
+        on_message: Called with each message of the child, in order.
+        on_exit: Called once, after the last message, with the exit status (negative: minus the signal number).
+        environment: Added to the parent's environment.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        *,
+        on_message: Callable[[Message], None],
+        on_exit: Callable[[int], None],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.role = role
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._last_words: collections.deque[bytes] = collections.deque()
+        self._last_words_size = 0
+        self._send_lock = threading.Lock()
+        self._process = subprocess.Popen(
+            command_line(role),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,  # Ctrl-C in the parent's terminal is the parent's to answer
+        )
+        stderr_reader = threading.Thread(target=self._read_stderr, name=f"{role}-stderr", daemon=True)
+        stderr_reader.start()
+        threading.Thread(target=self._read_messages, args=(stderr_reader,), name=f"{role}-reader", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        """The last 8 KiB that the child (or a library inside it) wrote to stderr."""
+        return b"".join(self._last_words).decode(errors="replace")[-LAST_WORDS_BYTES:]
+
+    def send(self, message: Mapping[str, object]) -> None:
+        """Send one message. A child that has gone is not an error here: `on_exit` tells."""
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        stdin = self._process.stdin
+        assert stdin is not None
+        with self._send_lock, contextlib.suppress(OSError, ValueError):
+            stdin.write(line)
+            stdin.flush()
+
+    def close_input(self) -> None:
+        """Ask the child to finish: the end of its input is the word for it."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        with self._send_lock, contextlib.suppress(OSError):
+            stdin.close()
+
+    def stop(self, grace_s: float) -> None:
+        """Ask the child to finish, wait `grace_s` seconds, then kill it."""
+        self.close_input()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait(1.0)
+
+    def kill(self) -> None:
+        """End the child at once. It holds nothing that may not be lost."""
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def _read_messages(self, stderr_reader: threading.Thread) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        for line in stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                log.warning("%s %d sent a line that is no message: %r", self.role, self.pid, line[:200])
+                continue
+            self._on_message(message)
+        status = self._process.wait()
+        stderr_reader.join(1.0)
+        stdout.close()
+        self._on_exit(status)
+
+    def _read_stderr(self) -> None:
+        stderr = self._process.stderr
+        assert stderr is not None
+        for line in stderr:
+            self._last_words.append(line)
+            self._last_words_size += len(line)
+            while self._last_words_size > LAST_WORDS_BYTES and len(self._last_words) > 1:
+                self._last_words_size -= len(self._last_words.popleft())
+            log.debug("%s %d: %s", self.role, self.pid, line.decode(errors="replace").rstrip())
+        stderr.close()
+
+
+class ParentLink:
+    """The child's end of the conversation. `send` may be called from any thread."""
+
+    def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._lock = threading.Lock()
+
+    def messages(self) -> Iterator[Message]:
+        """Yield the parent's messages; end when the parent closed its side or is gone."""
+        for line in self._incoming:
+            yield json.loads(line)
+
+    def send(self, message: Mapping[str, object]) -> None:
+        """Send one message. A parent that is gone ends this process: nobody is left to work for."""
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        try:
+            with self._lock:
+                self._outgoing.write(line)
+                self._outgoing.flush()
+        except OSError:
+            os._exit(1)
+
+
+def open_parent_link() -> ParentLink:
+    """Take stdin and stdout for messages, and let everything that libraries print go to stderr."""
+    incoming = os.fdopen(os.dup(0), "rb")
+    outgoing = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return ParentLink(incoming, outgoing)

@@ -1,0 +1,1 @@
+"""The device: probes → facts, profiles, and the plan (pure): facts × profile × bundle × measurements."""

@@ -1,0 +1,100 @@
+"""What a probe saw of this device: a value, with a stable fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The processor. `features` are lower-case names: avx2 avx512f avx512_vnni avx_vnni amx_int8 neon dotprod i8mm sve …"""
+
+    vendor: str
+    model: str
+    features: frozenset[str]
+    physical_cores: int
+    logical_cores: int
+    quota_cores: float | None = None
+    """What a cgroup or job limit allows this process, in cores; None where there is no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpDevice:
+    """One device that an ONNX Runtime execution provider offers."""
+
+    provider: str
+    """As ONNX Runtime spells it, such as `CPUExecutionProvider`."""
+    device_type: str
+    """`cpu`, `gpu` or `npu`."""
+    vendor: str = ""
+    name: str = ""
+    driver_version: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """A camera that the operating system lists."""
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThermalZone:
+    """A temperature sensor and what it read at the probe."""
+
+    name: str
+    celsius: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a probe could not do, with its text: a driver that crashed, a file that could not be read."""
+
+    probe: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything known of the device. Made by `agent.device.probe`, recorded or constructed in tests."""
+
+    os: str
+    """`linux`, `windows`, `macos`, `android`."""
+    os_version: str
+    architecture: str
+    """`x86_64`, `aarch64`, …"""
+    board: str
+    """The device-tree model or DMI product, such as `Raspberry Pi 5 Model B Rev 1.0`; empty where unknown."""
+    cpu: Cpu
+    memory_bytes: int
+    memory_limit_bytes: int | None = None
+    """A cgroup's limit, where there is one."""
+    runtime_version: str = ""
+    """ONNX Runtime's version."""
+    ep_devices: tuple[EpDevice, ...] = ()
+    cameras: tuple[Camera, ...] = ()
+    thermal_zones: tuple[ThermalZone, ...] = ()
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what decides speed. Cameras, temperatures and findings come and go and are left out."""
+        deciding = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in ("cameras", "thermal_zones", "findings", "runtime_version", "os_version")
+        }
+        text = json.dumps(deciding, sort_keys=True, default=sorted)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts and the fingerprint as JSON-ready values."""
+        return {
+            **json.loads(json.dumps(asdict(self), default=sorted)),
+            "fingerprint": self.fingerprint,
+        }

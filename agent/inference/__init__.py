@@ -1,0 +1,1 @@
+"""Sample → tensors → answer: preprocess, ONNX Runtime session, decoders. Nothing here knows events or MQTT."""

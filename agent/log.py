@@ -1,0 +1,49 @@
+"""Logging for a terminal (text) or a service manager (JSON lines), with secrets masked on the way out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+
+_URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^/@:\s]*):(?P<password>[^/\s]*)@", re.IGNORECASE)
+
+
+def mask_url(text: str) -> str:
+    """Replace the password in every URL inside `text`: `rtsp://u:secret@h/` becomes `rtsp://u:***@h/`."""
+    return _URL_PASSWORD.sub(r"\g<scheme>\g<user>:***@", text)
+
+
+class _MaskingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_url(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time`, `level`, `logger`, `text`, and the record's `fields` where it has any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "text": mask_url(record.getMessage()),
+        }
+        entry.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            entry["traceback"] = mask_url(self.formatException(record.exc_info))
+        return json.dumps(entry, default=str)
+
+
+def configure(*, verbose: bool = False, as_json: bool | None = None) -> None:
+    """Send log records to stderr. `as_json` defaults to whether stderr is no terminal."""
+    if as_json is None:
+        as_json = not sys.stderr.isatty()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter()
+        if as_json
+        else _MaskingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+    )
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)

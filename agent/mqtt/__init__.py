@@ -1,0 +1,1 @@
+"""Outbox → broker; broker → hints and acknowledgements. The only package that imports paho."""

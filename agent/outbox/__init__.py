@@ -1,0 +1,1 @@
+"""Event → durable, bounded queue on disk, in order, with every loss counted."""

@@ -1,0 +1,81 @@
+"""Where Holdfast keeps its state on this platform."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from agent.errors import StateError
+
+
+@dataclass(frozen=True, slots=True)
+class StatePaths:
+    """The files and folders of one device's state. Only `cache` may be deleted at any time."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The SQLite database: outbox and, later, update journal."""
+        return self.root / "holdfast.db"
+
+    @property
+    def sequence(self) -> Path:
+        """The high-water mark of event numbers; it outlives a damaged database."""
+        return self.root / "sequence"
+
+    @property
+    def plans(self) -> Path:
+        """Measured plans, one JSON file a key."""
+        return self.root / "plans"
+
+    @property
+    def identity(self) -> Path:
+        """The device's id, made at the first start."""
+        return self.root / "device-id"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one core process that may write here."""
+        return self.root / "lock"
+
+    @property
+    def cache(self) -> Path:
+        """Prepared models; deleted at any time, rebuilt when missing."""
+        return self.root / "cache"
+
+
+def default_state_folder() -> Path:
+    """Return systemd's STATE_DIRECTORY, else /var/lib/holdfast for root, else the user's state folder."""
+    if systemd := os.environ.get("STATE_DIRECTORY"):
+        return Path(systemd.split(":")[0])
+    if sys.platform.startswith("linux") and os.geteuid() == 0:
+        return Path("/var/lib/holdfast")
+    return Path(platformdirs.user_state_path("holdfast", appauthor=False))
+
+
+def open_state(folder: Path | None = None) -> StatePaths:
+    """Create the state folder where it is missing and prove that it can be written.
+
+    Raises:
+        StateError: the folder cannot be made or written, with the reason.
+    """
+    root = folder or default_state_folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        for child in ("plans", "cache"):
+            (root / child).mkdir(exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"the state folder cannot be written: {error.strerror or error}",
+            where=str(root),
+            hint="make it writable for this user, or set `state_dir:` (or HOLDFAST__STATE_DIR) to another folder",
+        ) from error
+    return StatePaths(root)

@@ -1,0 +1,1 @@
+"""The loop that names the stages, the worker that runs it, and the supervision of workers."""

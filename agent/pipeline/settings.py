@@ -1,0 +1,39 @@
+"""The operator's words for a pipeline: a source, a model, zones and rules."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from agent.events.settings import RuleSettings, ZoneSettings
+from agent.sources.settings import CameraSource, SensorSource
+
+
+class CameraSettings(CameraSource):
+    """One camera pipeline."""
+
+    model: str | None = None
+    """A name under `models:`; may be left out where there is just one."""
+    labels: tuple[str, ...] = ()
+    """Only these labels become detections; all of the bundle's where none is given."""
+    min_score: float | None = None
+    """Instead of the bundle's confidence threshold."""
+    zones: dict[str, ZoneSettings] = {}
+    rules: dict[str, RuleSettings] = {}
+    """Where none is given: one `track` rule."""
+
+
+class SensorSettings(SensorSource):
+    """One sensor pipeline."""
+
+    model: str | None = None
+    rules: dict[str, RuleSettings] = {}
+    """Where none is given: one `level` rule at the bundle's threshold."""
+
+
+class ModelSettings(BaseModel):
+    """A model that pipelines share: they get one worker and one session."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str
+    """The folder of a built bundle, or the name of one that ships with Holdfast (`parcels`, `bearing`)."""

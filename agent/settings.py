@@ -1,0 +1,40 @@
+"""The operator's file as typed values. Each package owns its section's type; reading the file is `agent.configfile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.mqtt.settings import MqttSettings
+from agent.outbox.settings import OutboxSettings
+from agent.pipeline.settings import CameraSettings, ModelSettings, SensorSettings
+
+PipelineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+
+
+class DeviceSettings(BaseModel):
+    """Who this device is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)] | None = None
+    """The id in topics and events; made at the first start and kept where it is not given."""
+    profile: str | None = None
+    """A device profile's name, instead of the best match."""
+
+
+class Settings(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    device: DeviceSettings = DeviceSettings()
+    state_dir: Path | None = None
+    mqtt: MqttSettings | None = None
+    outbox: OutboxSettings = OutboxSettings()
+    models: dict[PipelineName, ModelSettings] = {}
+    cameras: dict[PipelineName, CameraSettings] = {}
+    sensors: dict[PipelineName, SensorSettings] = {}

@@ -1,0 +1,1 @@
+"""One candidate in a child process: golden samples, benchmark, limits."""

@@ -1,0 +1,1 @@
+"""What makes a bundle: the builder, its checks, and the recipes."""
