@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor. `features` are lower-case names: avx2 avx512f avx512_vnni avx_vnni amx_int8 neon dotprod i8mm sve …"""
+    """The processor. `features` are lower-case: avx2 avx512f avx512_vnni avx_vnni amx_int8 neon dotprod i8mm sve, and so on."""
 
     vendor: str
     model: str
