@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from agent import resources
 from agent.bundle.reader import Bundle, open_bundle
@@ -27,26 +26,50 @@ from agent.trial.planner import make_plan
 
 log = logging.getLogger(__name__)
 
-PROBE_TIMEOUT_S = 20.0
+
+@dataclass(frozen=True, slots=True)
+class FactsKnown:
+    """The probe has answered."""
+
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class BundleOpened:
+    """A model's bundle is there and every byte of it is right."""
+
+    model: str
+    bundle: Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class TrialProgress:
+    """A trial begins (Candidate) or has ended (Outcome)."""
+
+    model: str
+    progress: Candidate | Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model that can run."""
+    """A model can run."""
 
     model: str
     bundle: Bundle
     plan: Plan
+    was_stored: bool
+    """The plan was measured at an earlier start."""
 
 
-class PreparationEvents(Protocol):
-    """Who hears of progress. Called in the preparing thread."""
+@dataclass(frozen=True, slots=True)
+class PreparationFailed:
+    """A model cannot run now."""
 
-    def facts_known(self, facts: Facts, profile: Profile) -> None: ...
-    def bundle_opened(self, model: str, bundle: Bundle) -> None: ...
-    def trial_progress(self, model: str, progress: Candidate | Outcome) -> None: ...
-    def prepared(self, prepared: Prepared) -> None: ...
-    def preparation_failed(self, model: str, error: HoldfastError) -> None: ...
+    model: str
+    error: HoldfastError
+
+
+PreparationNote = FactsKnown | BundleOpened | TrialProgress | Prepared | PreparationFailed
 
 
 def find_bundle(name: str) -> Path:
@@ -68,74 +91,73 @@ def find_bundle(name: str) -> Path:
 
 
 class Preparation:
-    """The thread that prepares every model, one after another: trials must not disturb each other's timing."""
+    """The thread that prepares models one after another, since trials must not disturb each other's timing.
+
+    Args:
+        models: The bundle of each model, as the operator named it.
+        profile: The device profile that the operator named, if any.
+        post: Takes each note, in the preparing thread; should only hand over.
+    """
 
     def __init__(
-        self, models: Mapping[str, str], profile: str | None, store: PlanStore, clock: Clock, events: PreparationEvents
+        self,
+        models: Mapping[str, str],
+        profile: str | None,
+        store: PlanStore,
+        clock: Clock,
+        *,
+        post: Callable[[PreparationNote], None],
     ) -> None:
         self._models = models
         self._profile = profile
         self._store = store
         self._clock = clock
-        self._events = events
+        self._post = post
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
 
     def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> None:
-        """End trials under way and wait for the thread."""
+    @property
+    def is_running(self) -> bool:
+        """Whether there is still something to prepare."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End trials under way; does not wait for the thread, which holds nothing."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
-            facts = probe_facts(PROBE_TIMEOUT_S, stop=self._stop)
-            profile = choose_profile(facts, self._profile)
+            facts = probe_facts()
+            profile = select(facts, load_profiles([resources.device_profiles()]), self._profile).profile
         except HoldfastError as error:
             for model in self._models:
-                self._events.preparation_failed(model, error)
+                self._post(PreparationFailed(model, error))
             return
-        self._events.facts_known(facts, profile)
+        self._post(FactsKnown(facts))
         for model, bundle_name in self._models.items():
             if self._stop.is_set():
                 return
             try:
                 self._prepare(model, bundle_name, facts, profile)
             except HoldfastError as error:
-                if not self._stop.is_set():
-                    self._events.preparation_failed(model, error)
-            except Exception as error:  # top of a thread: one model's trouble must not silence the others
+                self._post(PreparationFailed(model, error))
+            except Exception as error:  # the top of a thread: one model's trouble must not silence the others
                 log.exception("preparing model %s failed", model)
-                self._events.preparation_failed(model, HoldfastError(f"{type(error).__name__}: {error}", where=bundle_name))
+                self._post(PreparationFailed(model, HoldfastError(f"{type(error).__name__}: {error}", where=bundle_name)))
 
     def _prepare(self, model: str, bundle_name: str, facts: Facts, profile: Profile) -> None:
         bundle = open_bundle(find_bundle(bundle_name))
-        self._events.bundle_opened(model, bundle)
-        plan = make_plan(
-            bundle,
-            facts,
-            profile,
-            self._store,
-            self._clock,
-            progress=lambda progress: self._events.trial_progress(model, progress),
-            stop=self._stop,
-        )
-        self._events.prepared(Prepared(model, bundle, plan))
+        self._post(BundleOpened(model, bundle))
+        trials: list[Candidate | Outcome] = []
 
+        def progress(each: Candidate | Outcome) -> None:
+            trials.append(each)
+            self._post(TrialProgress(model, each))
 
-def choose_profile(facts: Facts, name: str | None) -> Profile:
-    """Return the profile named by the operator, else the most specific one that matches.
-
-    Raises:
-        OperatorError: there is no profile of that name.
-    """
-    profiles = load_profiles([resources.device_profiles()])
-    if name is None:
-        return select(facts, profiles).profile
-    for profile in profiles:
-        if profile.name == name:
-            return profile
-    raise OperatorError(f"no device profile is named {name!r}", hint="`holdfast profile list` shows them")
+        plan = make_plan(bundle, facts, profile, self._store, self._clock, progress=progress, stop=self._stop)
+        if plan is not None:
+            self._post(Prepared(model, bundle, plan, was_stored=not trials))
