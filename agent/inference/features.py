@@ -1,14 +1,15 @@
 """A Window becomes the model's input tensor: the window itself, or features of it in the bundle's order.
 
 Everything is vectorised, computed in float64 and given as float32. Features do not depend on the values' offset
-(gravity, a sensor's bias) except `mean`, `rms` and `peak`. A window of one constant value has features too, all
-finite: ratios that would divide by zero are 0.
+(gravity, a sensor's bias) except `mean`, `rms`, `peak` and `crest_factor`. A window of one constant value has
+features too, all finite: ratios that would divide by zero are 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +67,12 @@ class _Channel:
         return self.raw - self.mean
 
     @cached_property
+    def squares(self) -> NDArray[np.float64]:
+        return self.centred * self.centred
+
+    @cached_property
     def variance(self) -> float:
-        variance = float(np.mean(self.centred**2))
+        variance = float(self.squares.mean())
         # A constant that float32 cannot hold exactly leaves rounding dust, and dust has moments.
         return variance if variance > (1e-6 * abs(self.mean)) ** 2 else 0.0
 
@@ -117,11 +122,12 @@ class _Channel:
         middle = float(np.median(lines))
         return float(lines.max()) / middle if middle > 0 else 0.0
 
-    def moment(self, order: int) -> float:
-        """Return the standardised central moment (R. A. Fisher, 1930); 0 for a constant."""
+    def moment(self, order: Literal[3, 4]) -> float:
+        """Return the standardised central moment; 0 for a constant. Products, as numpy's power is 20 × slower."""
         if self.variance == 0:
             return 0.0
-        return float(np.mean(self.centred**order) / self.variance ** (order / 2))
+        power = self.squares * (self.squares if order == 4 else self.centred)
+        return float(power.mean() / self.variance ** (order / 2))
 
 
 @lru_cache(maxsize=8)
