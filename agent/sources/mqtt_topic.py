@@ -185,7 +185,8 @@ def _rows(decoded: object) -> NDArray[np.float32]:
     """Turn a number, a list of numbers or a list of equally long lists into float32 (count, channels)."""
     listed = decoded if isinstance(decoded, list) else [decoded]
     rows: list[list[object]] = [row if isinstance(row, list) else [row] for row in listed]
-    if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
+    is_nested = {isinstance(row, list) for row in listed}
+    if not rows or not rows[0] or len(is_nested) > 1 or len({len(row) for row in rows}) > 1:
         raise InvalidPayloadError("no values, or rows of different length")
     return _array([[_number(value) for value in row] for row in rows])
 

@@ -22,6 +22,8 @@ TRAINING_SPEEDS_HZ = ((20.0, 27.0), (30.0, 35.0))
 HELD_OUT_SPEEDS_HZ = ((27.0, 30.0),)
 SEVERITIES = (0.03, 0.6)
 """From a trace that only statistics see to what an instrument sees at once; the model is never shown any."""
+GOLDEN_SEVERITIES = (0.3, 0.6)
+"""Golden samples are there to show that a device computes the same answer, so theirs is beyond doubt."""
 FAULTS: tuple[FaultKind, ...] = ("outer", "inner", "imbalance", "looseness")
 
 
@@ -44,19 +46,23 @@ def read_input() -> SignalInput:
 
 
 def draw(
-    seeds: range, speeds_hz: tuple[tuple[float, float], ...], kinds: tuple[FaultKind, ...], windows_each: int
+    seeds: range,
+    speeds_hz: tuple[tuple[float, float], ...],
+    kinds: tuple[FaultKind, ...],
+    windows_each: int,
+    severities: tuple[float, float] = SEVERITIES,
 ) -> Windows:
     """Draw one machine a seed and kind, each with its own speed, noise, resonance and severity.
 
     One seed's machine is the same in every kind, so that a healthy and a broken one differ by the fault alone.
     """
     signal = read_input()
-    values, names, severities = [], [], []
+    values, names, found = [], [], []
     for seed in seeds:
         for kind in kinds:
             chance = np.random.default_rng((seed, 0xBEA4))
             low, high = speeds_hz[seed % len(speeds_hz)]
-            severity = chance.uniform(*SEVERITIES)
+            severity = chance.uniform(*severities)
             machine = BearingSignal(
                 seed=seed,
                 rate_hz=signal.rate_hz,
@@ -71,8 +77,8 @@ def draw(
             run = machine.values(first, windows_each * signal.window_size)
             values.append(run.reshape(windows_each, signal.window_size))
             names += [kind] * windows_each
-            severities += [0.0 if kind == "none" else severity] * windows_each
-    return Windows(np.concatenate(values), tuple(names), np.array(severities))
+            found += [0.0 if kind == "none" else severity] * windows_each
+    return Windows(np.concatenate(values), tuple(names), np.array(found))
 
 
 def feature_table(windows: Windows) -> NDArray[np.float32]:

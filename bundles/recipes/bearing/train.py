@@ -100,7 +100,7 @@ def write_golden() -> None:
     truth = {}
     for seed in dataset.GOLDEN_SEEDS:
         kinds = ("none", dataset.FAULTS[seed % len(dataset.FAULTS)])
-        windows = dataset.draw(range(seed, seed + 1), dataset.HELD_OUT_SPEEDS_HZ, kinds, windows_each=1)
+        windows = dataset.draw(range(seed, seed + 1), dataset.HELD_OUT_SPEEDS_HZ, kinds, 1, dataset.GOLDEN_SEVERITIES)
         for values, kind in zip(windows.values, windows.kinds, strict=True):
             name = f"{'healthy' if kind == 'none' else kind}-{seed}.npy"
             np.save(folder / name, values[:, None])
