@@ -63,7 +63,7 @@ class CsvSource:
         self.is_live = settings.pace == "own"
         self.invalid = 0
         """Cells that hold neither a number nor nothing."""
-        self._path, self._name, self._clock, self._stop = Path(settings.source), name, clock, stop
+        self._path, self._name, self._clock, self._stop = Path(settings.source).expanduser(), name, clock, stop
         self._repeat, self._id, self._closed = settings.repeat, first_id, False
         self._file = _open_text(self._path)
         try:

@@ -34,6 +34,16 @@ def _same(signal: BearingSignal) -> dict[str, object]:
     return {name: getattr(signal, name) for name in signal.__slots__}
 
 
+def test_noise_flows_over_the_seams_of_blocks():
+    """A click every 1024 values would be a fault of its own, and a model would learn it."""
+    noise = BearingSignal().values(0, 600 * BLOCK) - BearingSignal(noise=0.0).values(0, 600 * BLOCK)
+
+    def correlation(at: int) -> float:
+        return float(np.corrcoef(noise[at::BLOCK][1:-1], noise[at + 3 :: BLOCK][1 : len(noise[at::BLOCK]) - 1])[0, 1])
+
+    assert correlation(BLOCK - 2) == pytest.approx(correlation(BLOCK // 2), abs=0.15)
+
+
 def test_seeds_differ():
     """Held-out seeds are only held out if they are other signals."""
     one, two = (BearingSignal(seed=seed).values(0, 4096) for seed in (1, 2))

@@ -126,8 +126,10 @@ def test_a_silent_topic_is_reported_and_not_waited_for_in_vain():
 
 def test_a_topic_of_nothing_but_garbage_is_reported_too():
     """Else a sensor that only says `offline` would look alive for months."""
+    source = topic(*[b"offline"] * 50)
     with pytest.raises(SourceError, match=r"\d+ were not understood"):
-        topic(*[b"offline"] * 50).read()
+        source.read()
+    assert source.invalid < 50  # it did not wait for the garbage to end
 
 
 def test_stop_and_close_end_a_waiting_read():

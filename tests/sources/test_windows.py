@@ -173,8 +173,8 @@ def test_jitter_that_the_source_declares_is_no_gap():
 
 def test_no_value_is_held_over_a_long_gap():
     """Yesterday's value says nothing about today."""
-    source = Played(([0, 1, 2], 0.3), ([NAN, 51, 52, 53], 3600.0))
-    assert listed(Windows(source, wanted(missing="hold", max_missing_share=0.5))) == [[51, 51, 52, 53]]
+    source = Played(([0, 1, 2, 3, 4], 0.5), ([NAN, 51, 52, 53], 3600.0))
+    assert listed(Windows(source, wanted(missing="hold", max_missing_share=0.5))) == [[0, 1, 2, 3], [51, 51, 52, 53]]
 
 
 def test_a_wrong_rate_is_refused_with_both_rates():
