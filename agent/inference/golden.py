@@ -5,7 +5,7 @@ comparison for its task metric, so that a variant that passed on the workbench i
 
 The documents, one a golden sample:
 
-    {"kind": "detections", "boxes": [[x1, y1, x2, y2], …], "scores": […], "class_ids": […], "frame": {"w": 640, "h": 360}}
+    {"kind": "detections", "boxes": [[x1, y1, x2, y2], …], "scores": […], "class_ids": […], "frame": {"w": 640, "h": 9}}
     {"kind": "classes", "scores": […], "class_ids": […]}
     {"kind": "score", "value": 0.31}
 """
@@ -81,7 +81,7 @@ _document: TypeAdapter[_DetectionsDocument | _ClassesDocument | _ScoreDocument] 
 
 
 def to_json(answer: Answer, frame_size: tuple[int, int] | None = None) -> bytes:
-    """Return `answer` as a golden document: canonical JSON (sorted keys, no spaces), so that it hashes alike everywhere.
+    """Return `answer` as a golden document: canonical JSON (sorted keys, no spaces): it hashes alike everywhere.
 
     `frame_size` is (width, height) of the picture that the boxes belong to. Floats are rounded to six digits: more
     would pin noise. Raises ValueError for NaN or infinity, which no golden answer may hold.
@@ -136,9 +136,8 @@ def agreement(expected: Answer, actual: Answer, tolerance: Tolerance, *, thresho
     Detections: the F1 of one-to-one matches (same class, IoU and score within tolerance). Classes: 1 for the same
     top class. Score: 1 within the relative tolerance. NaN and another kind of answer agree with nothing.
 
-    Args:
-        threshold: The decoder's confidence threshold: an unmatched box whose score is within tolerance of it is not
-            held against either side, since it may fall on either. For a Score, the anomaly threshold: its scale.
+    `threshold` is the decoder's confidence threshold: an unmatched box whose score is within tolerance of it is not
+    held against either side, since it may fall on either. For a Score it is the anomaly threshold: its scale.
     """
     match expected, actual:
         case Detections(), Detections():
@@ -155,7 +154,7 @@ def agreement(expected: Answer, actual: Answer, tolerance: Tolerance, *, thresho
 def _detection_f1(expected: Detections, actual: Detections, tolerance: Tolerance, threshold: float) -> float:
     if not (np.isfinite(actual.scores).all() and np.isfinite(actual.xyxy_px).all()):
         return 0.0
-    pairs = match(expected, actual, tolerance)
+    pairs = match_boxes(expected, actual, tolerance)
     borderline = threshold + tolerance.score
     missed = _unmatched_above(expected.scores, {i for i, _ in pairs}, borderline)
     invented = _unmatched_above(actual.scores, {j for _, j in pairs}, borderline)
@@ -168,8 +167,8 @@ def _unmatched_above(scores: NDArray[np.float32], matched: set[int], borderline:
     return sum(1 for index, score in enumerate(scores) if index not in matched and score > borderline)
 
 
-def match(expected: Detections, actual: Detections, tolerance: Tolerance) -> list[tuple[int, int]]:
-    """Pair boxes one to one, best overlap first: same class, IoU and score within tolerance. Gives (expected, actual)."""
+def match_boxes(expected: Detections, actual: Detections, tolerance: Tolerance) -> list[tuple[int, int]]:
+    """Pair boxes of one class, best overlap first, IoU and score within tolerance. Gives (expected, actual) indices."""
     if not len(expected) or not len(actual):
         return []
     overlap = iou(expected.xyxy_px, actual.xyxy_px)
@@ -184,14 +183,15 @@ def match(expected: Detections, actual: Detections, tolerance: Tolerance) -> lis
 
 
 def iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2, as (n, m). Two equal points overlap 0."""
+    """Return the intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2, as (n, m); 0 for two points."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     top_left = np.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
     intersection = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
     area_a, area_b = (a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1)
     union = area_a[:, None] + area_b[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    shares: NDArray[np.float64] = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    return shares
 
 
 def _same_top_class(expected: Classes, actual: Classes, tolerance: Tolerance) -> bool:
