@@ -19,13 +19,10 @@ import psutil
 from agent.device import cgroup
 from agent.device.armcores import core_name, implementer_name
 from agent.device.facts import Cpu
+from agent.device.features import X86_FEATURES
 from agent.device.sysfiles import folders, read, read_number
 
-X86_FEATURES = frozenset({
-    "sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
-    "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
-})  # fmt: skip
-ARM_FEATURES = {
+LINUX_ARM_FEATURES = {
     "asimd": "neon", "neon": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "i8mm": "i8mm", "bf16": "bf16",
     "sve": "sve", "sve2": "sve2", "sme": "sme",
 }  # fmt: skip
@@ -157,7 +154,7 @@ def _linux_features(processors: list[dict[str, str]]) -> frozenset[str]:
     sets = []
     for processor in processors:
         x86 = frozenset(processor.get("flags", "").split()) & X86_FEATURES
-        arm = {ARM_FEATURES[name] for name in processor.get("Features", "").split() if name in ARM_FEATURES}
+        arm = {LINUX_ARM_FEATURES[name] for name in processor.get("Features", "").split() if name in LINUX_ARM_FEATURES}
         sets.append(x86 | arm)
     return frozenset.intersection(*sets) if sets else frozenset()
 

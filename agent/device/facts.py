@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor. `features` are lower-case names: avx2 avx512_vnni avx_vnni amx_int8 neon dotprod i8mm sve, …."""
+    """The processor. `features` are names of `agent.device.features`, such as avx2, avx512_vnni, dotprod or i8mm."""
 
     vendor: str
     model: str
