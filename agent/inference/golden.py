@@ -1,0 +1,202 @@
+"""Golden answers: what fp32 said about a bundle's golden samples, as JSON, and how close another answer comes to it.
+
+Takes and gives answers; reads no files and runs no model. The builder writes these documents and uses the same
+comparison for its task metric, so that a variant that passed on the workbench is judged alike on the device.
+
+The documents, one a golden sample:
+
+    {"kind": "detections", "boxes": [[x1, y1, x2, y2], …], "scores": […], "class_ids": […], "frame": {"w": 640, "h": 9}}
+    {"kind": "classes", "scores": […], "class_ids": […]}
+    {"kind": "score", "value": 0.31}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from agent.errors import BundleError
+from agent.inference.answers import Answer, Classes, Detections, Score
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far an answer may be from the golden one and still count as the same."""
+
+    iou: float
+    """Two boxes of one class are the same object from this overlap on."""
+    score: float
+    """Largest difference of two scores, which run from 0 to 1."""
+    relative: float
+    """Largest difference of two `Score` values as a share of the larger of the golden value and the threshold."""
+
+
+EXACT = Tolerance(iou=0.95, score=0.02, relative=0.01)
+"""For fp32 on any device: only the order of floating-point additions differs."""
+QUANTIZED = Tolerance(iou=0.5, score=0.1, relative=0.1)
+"""For every other variant: the same objects, at COCO's loosest overlap; the share of them that is lost is gated."""
+
+
+def tolerance_for(variant: str) -> Tolerance:
+    """Return the tolerance for a variant by its name in the manifest."""
+    return EXACT if variant == "fp32" else QUANTIZED
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _FrameSize(_Document):
+    w: int
+    h: int
+
+
+class _DetectionsDocument(_Document):
+    kind: Literal["detections"] = "detections"
+    boxes: tuple[tuple[float, float, float, float], ...]
+    scores: tuple[float, ...]
+    class_ids: tuple[int, ...]
+    frame: _FrameSize | None = None
+
+
+class _ClassesDocument(_Document):
+    kind: Literal["classes"] = "classes"
+    scores: tuple[float, ...]
+    class_ids: tuple[int, ...]
+
+
+class _ScoreDocument(_Document):
+    kind: Literal["score"] = "score"
+    value: float
+
+
+_document: TypeAdapter[_DetectionsDocument | _ClassesDocument | _ScoreDocument] = TypeAdapter(
+    Annotated[_DetectionsDocument | _ClassesDocument | _ScoreDocument, Field(discriminator="kind")]
+)
+
+
+def to_json(answer: Answer, frame_size: tuple[int, int] | None = None) -> bytes:
+    """Return `answer` as a golden document: canonical JSON (sorted keys, no spaces): it hashes alike everywhere.
+
+    `frame_size` is (width, height) of the picture that the boxes belong to. Floats are rounded to six digits: more
+    would pin noise. Raises ValueError for NaN or infinity, which no golden answer may hold.
+    """
+    return json.dumps(_as_values(answer, frame_size), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _as_values(answer: Answer, frame_size: tuple[int, int] | None) -> dict[str, Any]:
+    match answer:
+        case Detections():
+            values: dict[str, Any] = {
+                "kind": "detections",
+                "boxes": [_rounded(box) for box in answer.xyxy_px],
+                "scores": _rounded(answer.scores),
+                "class_ids": answer.class_ids.tolist(),
+            }
+            return values if frame_size is None else {**values, "frame": {"w": frame_size[0], "h": frame_size[1]}}
+        case Classes():
+            return {"kind": "classes", "scores": _rounded(answer.scores), "class_ids": answer.class_ids.tolist()}
+        case Score():
+            return {"kind": "score", "value": round(float(answer.value), 6)}
+
+
+def _rounded(values: NDArray[np.float32]) -> list[float]:
+    return [round(float(value), 6) for value in values]
+
+
+def from_json(text: bytes | str) -> Answer:
+    """Read a golden document.
+
+    Raises:
+        BundleError: the text is no golden document, or its lists differ in length.
+    """
+    try:
+        document = _document.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise BundleError(f"no golden answer: {key}: {first['msg']}", hint="build the bundle again") from error
+    if isinstance(document, _ScoreDocument):
+        return Score(document.value)
+    scores, class_ids = np.array(document.scores, np.float32), np.array(document.class_ids, np.int64)
+    boxes = np.array(document.boxes, np.float32).reshape(-1, 4) if isinstance(document, _DetectionsDocument) else None
+    if len(scores) != len(class_ids) or (boxes is not None and len(boxes) != len(scores)):
+        raise BundleError("no golden answer: its lists differ in length", hint="build the bundle again")
+    return Classes(scores, class_ids) if boxes is None else Detections(boxes, scores, class_ids)
+
+
+def agreement(expected: Answer, actual: Answer, tolerance: Tolerance, *, threshold: float = 0.0) -> float:
+    """Return how far `actual` says the same as the golden answer, from 0 (nothing) to 1 (all of it).
+
+    Detections: the F1 of one-to-one matches (same class, IoU and score within tolerance). Classes: 1 for the same
+    top class. Score: 1 within the relative tolerance. NaN and another kind of answer agree with nothing.
+
+    `threshold` is the decoder's confidence threshold: an unmatched box whose score is within tolerance of it is not
+    held against either side, since it may fall on either. For a Score it is the anomaly threshold: its scale.
+    """
+    match expected, actual:
+        case Detections(), Detections():
+            return _detection_f1(expected, actual, tolerance, threshold)
+        case Classes(), Classes():
+            return float(_same_top_class(expected, actual, tolerance))
+        case Score(), Score():
+            scale = max(abs(expected.value), abs(threshold))
+            return float(abs(actual.value - expected.value) <= tolerance.relative * scale)  # False for NaN
+        case _:
+            return 0.0
+
+
+def _detection_f1(expected: Detections, actual: Detections, tolerance: Tolerance, threshold: float) -> float:
+    if not (np.isfinite(actual.scores).all() and np.isfinite(actual.xyxy_px).all()):
+        return 0.0
+    pairs = match_boxes(expected, actual, tolerance)
+    borderline = threshold + tolerance.score
+    missed = _unmatched_above(expected.scores, {i for i, _ in pairs}, borderline)
+    invented = _unmatched_above(actual.scores, {j for _, j in pairs}, borderline)
+    if not pairs:
+        return 1.0 if missed + invented == 0 else 0.0
+    return 2 * len(pairs) / (2 * len(pairs) + missed + invented)
+
+
+def _unmatched_above(scores: NDArray[np.float32], matched: set[int], borderline: float) -> int:
+    return sum(1 for index, score in enumerate(scores) if index not in matched and score > borderline)
+
+
+def match_boxes(expected: Detections, actual: Detections, tolerance: Tolerance) -> list[tuple[int, int]]:
+    """Pair boxes of one class, best overlap first, IoU and score within tolerance. Gives (expected, actual) indices."""
+    if not len(expected) or not len(actual):
+        return []
+    overlap = iou(expected.xyxy_px, actual.xyxy_px)
+    overlap[expected.class_ids[:, None] != actual.class_ids[None, :]] = 0.0
+    overlap[np.abs(expected.scores[:, None] - actual.scores[None, :]) > tolerance.score] = 0.0
+    pairs: list[tuple[int, int]] = []
+    while overlap.max() >= tolerance.iou:
+        row, column = map(int, np.unravel_index(overlap.argmax(), overlap.shape))
+        pairs.append((row, column))
+        overlap[row, :] = overlap[:, column] = 0.0
+    return pairs
+
+
+def iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2, as (n, m); 0 for two points."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    intersection = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
+    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1)
+    union = area_a[:, None] + area_b[None, :] - intersection
+    shares: NDArray[np.float64] = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    return shares
+
+
+def _same_top_class(expected: Classes, actual: Classes, tolerance: Tolerance) -> bool:
+    """Whether the top class is the golden one, or one whose golden score is as good within the tolerance."""
+    if not len(actual.class_ids) or not len(expected.class_ids):
+        return len(actual.class_ids) == len(expected.class_ids)
+    as_good = expected.class_ids[expected.scores >= expected.scores[0] - tolerance.score]
+    return bool(np.isfinite(actual.scores).all() and actual.class_ids[0] in as_good)
