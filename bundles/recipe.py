@@ -15,7 +15,8 @@ manifest's, which are OpenVINO Model API's where it has one. A complete picture 
     gates: {max_drop: 0.01}
 
 `truth.json` is one mapping from file name to the truth: for detectors a list of
-`{"label": "parcel", "xyxy_px": [left, top, right, bottom]}`, for classifiers a label, for anomaly models true (unusual) or false.
+`{"label": "parcel", "xyxy_px": [left, top, right, bottom]}`, for classifiers a label, for anomaly models true (unusual)
+or false.
 """
 
 from __future__ import annotations
