@@ -1,6 +1,6 @@
-"""From facts, a profile and a bundle to a measured plan: the order of the steps. The rules are in `agent.device.planning`.
+"""From facts, a profile and a bundle to a measured plan: the order of the steps. `agent.device.planning` has the rules.
 
-A stored plan is taken as it is. Otherwise each candidate gets a trial, one after another so that none disturbs the next,
+A stored plan is taken as it is. Otherwise each candidate gets a trial, one after another so that none disturbs another,
 within the profile's time budget. Then those whose p99 is within 15 % of the best are measured again in turns, since one
 measurement repeats only to that: noise comes and goes over seconds, and turns spread it evenly. Noise only ever adds
 time, so each candidate keeps its lowest p99.
