@@ -149,7 +149,7 @@ def agreement(expected: Answer, actual: Answer, tolerance: Tolerance, *, thresho
         case Detections(), Detections():
             return _detection_f1(expected, actual, tolerance, threshold)
         case Classes(), Classes():
-            return float(_same_top_class(expected, actual, tolerance))
+            return float(_same_top_class(expected, actual, tolerance, threshold))
         case Score(), Score():
             scale = max(abs(expected.value), abs(threshold))
             return float(abs(actual.value - expected.value) <= tolerance.relative * scale)  # False for NaN
@@ -200,12 +200,15 @@ def iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.f
     return shares
 
 
-def _same_top_class(expected: Classes, actual: Classes, tolerance: Tolerance) -> bool:
+def _same_top_class(expected: Classes, actual: Classes, tolerance: Tolerance, threshold: float) -> bool:
     """Whether the top class is the golden one, or one whose golden score is as good within the tolerance."""
-    if not len(actual.class_ids) or not len(expected.class_ids):
-        return len(actual.class_ids) == len(expected.class_ids)
+    if not np.isfinite(actual.scores).all():
+        return False
+    if not len(expected.scores) or not len(actual.scores):
+        # One of them, or both, found nothing above the threshold: alike when the other's best is hardly above it.
+        return all(score <= threshold + tolerance.score for score in (*expected.scores[:1], *actual.scores[:1]))
     as_good = expected.class_ids[expected.scores >= expected.scores[0] - tolerance.score]
-    return bool(np.isfinite(actual.scores).all() and actual.class_ids[0] in as_good)
+    return bool(actual.class_ids[0] in as_good)
 
 
 def threshold_of(decoder: Decoder) -> float:
