@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.bundle.manifest import Manifest, TensorSpec
+from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle
 from agent.device.plan import Candidate
 from agent.errors import BundleError, CandidateError
@@ -109,8 +109,3 @@ def _broken(shipped: Path, name: str, how: str) -> BundleError:
         where=str(shipped),
         hint="this is a fault of the builder: report it with the model; exporting with a newer opset may avoid it",
     )
-
-
-def specs(session: Session) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return inputs and outputs as the runtime reports them; the manifest pins these."""
-    return session.inputs, session.outputs

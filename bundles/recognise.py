@@ -106,6 +106,8 @@ def resolve(
         BundleError: no decoder fits, two fit, or something about the input or the labels must be said by a person.
     """
     assumptions: list[str] = []
+    if len(labels) == 1:
+        labels = NAMED_LABELS.get(labels[0], labels)
     family = _family(
         tensors, decoder.model_type, len(labels) or None, is_signal=isinstance(input_recipe, SignalInputRecipe)
     )
