@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -17,7 +17,7 @@ from agent.errors import OperatorError
 from bundles.recipe import Normalise, VariantName
 
 if TYPE_CHECKING:
-    from bundles.build import BuildReport, Options, Progress
+    from bundles.build import BuildReport, Progress, VariantReport
 
 app = typer.Typer(help="Build bundles from models, look into them, verify them.", no_args_is_help=True)
 
@@ -45,7 +45,7 @@ def build_command(
     version: Annotated[str | None, typer.Option(help="The bundle's version.")] = None,
     license_: Annotated[str | None, typer.Option("--license", help="The model's licence, as SPDX spells it.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="The largest loss of the task's metric, from 0 to 1.")] = None,
-    variant: Annotated[list[VariantName] | None, typer.Option(help="Only these variants; may be repeated.")] = None,
+    variants: Annotated[str | None, typer.Option(help="Only these, with commas: fp32, int8, int8-dynamic.")] = None,
     dimension: Annotated[
         list[str] | None, typer.Option(help="NAME=SIZE for a dimension that may vary; may be repeated.")
     ] = None,
@@ -65,7 +65,7 @@ def build_command(
         golden=_folder("--golden", golden),
         dimensions=dict(_dimension(text) for text in dimension or ()),
         max_drop=max_drop,
-        variants=tuple(variant) if variant else None,
+        variants=_variants(variants),
     )
     with _progress(is_shown=not as_json) as progress:
         report = build(source, output, options, progress)
@@ -76,7 +76,7 @@ def build_command(
 
 
 @app.command()
-def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+def inspect(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     """Show what a bundle holds: input, decoder, variants with their accuracy, and what was left out."""
     opened = open_bundle(bundle, verify=False)
     if as_json:
@@ -86,7 +86,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+def verify(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     """Read every byte of a bundle and compare it with what the manifest pins."""
     opened = open_bundle(bundle, verify=True)
     blobs = list(blobs_of(opened.manifest))
@@ -107,6 +107,14 @@ def _labels(text: str | None) -> tuple[str, ...] | None:
     if "/" in text or text.endswith(".txt"):
         raise OperatorError("there is no such file of labels", where=text, hint="check the path after --labels")
     return tuple(word.strip() for word in text.split(","))
+
+
+def _variants(text: str | None) -> tuple[VariantName, ...] | None:
+    known = {name: name for name in get_args(VariantName)}
+    chosen = [word.strip() for word in text.split(",")] if text else []
+    if unknown := [word for word in chosen if word not in known]:
+        raise OperatorError(f"--variants: unknown {', '.join(unknown)}", hint=f"known: {', '.join(known)}")
+    return tuple(known[word] for word in chosen) or None
 
 
 def _folder(option: str, path: Path | None) -> Path | None:
@@ -135,7 +143,7 @@ def _progress(*, is_shown: bool) -> Iterator[Progress]:
         yield lambda step: status.update(f"{step} …")
 
 
-def _variant_values(variant: Any) -> dict[str, Any]:
+def _variant_values(variant: VariantReport) -> dict[str, Any]:
     values = asdict(variant)
     values["accuracy"] = variant.accuracy.model_dump(mode="json") if variant.accuracy else None
     return values
