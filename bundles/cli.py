@@ -28,6 +28,7 @@ BundleArgument = Annotated[Path, typer.Argument(help="The folder of a built bund
 @app.command("build")
 def build_command(
     source: Annotated[Path, typer.Argument(help="A folder with bundle.yaml, or any .onnx file.")],
+    *,
     output: Annotated[
         Path | None,
         typer.Option(help="The bundle's folder. [default: SOURCE/built, or SOURCE with the suffix .bundle]"),
@@ -159,18 +160,19 @@ def _print_report(report: BuildReport) -> None:
 
     console = Console(highlight=False)
     table = Table(title=f"{report.name} {report.version}", title_justify="left")
-    for heading in ("variant", "size", "metric", "value", "drop", "verdict"):
-        table.add_column(heading, justify="right" if heading in {"size", "value", "drop"} else "left")
+    for heading in ("variant", "size", "metric", "value", "drop", ""):
+        table.add_column(heading, justify="right" if heading in {"size", "value", "drop"} else "left", no_wrap=True)
     for each in report.variants:
-        verdict = each.verdict if each.is_included else f"[yellow]left out[/]: {each.verdict}"
         size = _size(each.size_bytes) if each.size_bytes else ""
-        table.add_row(each.name, size, *_accuracy(each.accuracy), verdict)
+        table.add_row(each.name, size, *_accuracy(each.accuracy), "" if each.is_included else "[yellow]left out[/]")
     console.print(table)
-    for title, lines in (("Repaired", report.repairs), ("Assumed, since nobody said otherwise", report.assumptions)):
+    verdicts = [f"{each.name}: {each.verdict}" for each in report.variants]
+    assumed = "Assumed, since nobody said otherwise"
+    for title, lines in (("Variants", verdicts), ("Repaired", report.repairs), (assumed, report.assumptions)):
         if lines:
             console.print(f"{title}:")
             for line in lines:
-                console.print(f"  • {line}", markup=False)
+                console.print(f"  • {line}", markup=False, soft_wrap=True)
     console.print(f"Outputs as shipped and as repaired differ by at most {report.parity:.2g}.")
     console.print(f"Written to {report.folder}, digest {report.digest}", markup=False, soft_wrap=True)
 
@@ -194,14 +196,16 @@ def _print_manifest(bundle: Bundle) -> None:
     if manifest.decoder.labels:
         console.print(f"labels: {_labels_text(manifest)}", markup=False)
     table = Table()
-    for heading in ("variant", "size", "opset", "metric", "value", "drop", "note"):
-        table.add_column(heading)
+    for heading in ("variant", "size", "opset", "metric", "value", "drop", ""):
+        table.add_column(heading, justify="right" if heading in {"size", "value", "drop"} else "left", no_wrap=True)
     for each in manifest.variants:
         size = each.model.size_bytes + sum(blob.size_bytes for blob in each.external_data.values())
         table.add_row(each.name, _size(size), str(each.opset), *_accuracy(each.accuracy), "")
     for refused in manifest.refused:
-        table.add_row(refused.name, "", "", *_accuracy(refused.accuracy), f"left out: {refused.reason}")
+        table.add_row(refused.name, "", "", *_accuracy(refused.accuracy), "left out")
     console.print(table)
+    for refused in manifest.refused:
+        console.print(f"{refused.name} was left out: {refused.reason}", markup=False, soft_wrap=True)
     console.print(f"{len(manifest.golden)} golden samples; licence: {manifest.license or 'not said'}", markup=False)
 
 
