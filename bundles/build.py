@@ -9,6 +9,7 @@ same digest on the same machine. Nothing appears at the output before all of it 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,6 +116,20 @@ def build(
         return work.publish(target)
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One way of making a variant, judged. `failure` says why it is not good enough; None: it is."""
+
+    variant: Variant
+    accuracy: Accuracy | None
+    failure: str | None
+
+    @property
+    def drop(self) -> float:
+        """What it lost; everything where it could not answer."""
+        return self.accuracy.drop if self.accuracy else math.inf
+
+
 class _Build:
     """One build in progress; each step needs those before it."""
 
@@ -206,22 +221,31 @@ class _Build:
 
     def _add_quantized(self, name: VariantName) -> None:
         """Try the ways of making a variant until one passes its gate; report the best where none does."""
-        best: tuple[Accuracy, int] | None = None
+        best: _Attempt | None = None
         for scope in quantize.SCOPES if name == "int8" else ("",):
             self._say(f"making {name}" + (f" of {scope}" if scope else ""))
-            variant = self._stage(name, self._quantized(name, scope))
-            result = self._judge(variant)
-            if result.drop <= result.gate:
-                verdict = "within its gate" + (f" ({scope})" if scope else "")
-                self._variants.append(variant.model_copy(update={"accuracy": result}))
-                self._reports.append(VariantReport(name, variant.model.size_bytes, True, verdict, result))
+            attempt = self._attempt(self._stage(name, self._quantized(name, scope)))
+            if attempt.failure is None:
+                verdict = "within its gate" + (f" ({scope} quantized)" if scope else "")
+                size_bytes = attempt.variant.model.size_bytes
+                self._variants.append(attempt.variant.model_copy(update={"accuracy": attempt.accuracy}))
+                self._reports.append(VariantReport(name, size_bytes, True, verdict, attempt.accuracy))
                 return
-            if best is None or result.drop < best[0].drop:
-                best = result, variant.model.size_bytes
-        assert best is not None, "there is at least one way"
-        result, size_bytes = best
-        reason = f"{result.metric} drops by {result.drop:.4g}, its gate allows {result.gate:.4g}"
-        self._refuse(name, reason, result, size_bytes)
+            best = attempt if best is None or attempt.drop < best.drop else best
+        assert best is not None and best.failure is not None, "there is at least one way"
+        self._refuse(name, best.failure, best.accuracy, best.variant.model.size_bytes)
+
+    def _attempt(self, variant: Variant) -> _Attempt:
+        """Judge one way of making a variant; answers that are no answers are a failure of this way only."""
+        try:
+            result = self._judge(variant)
+        except CandidateError as error:
+            return _Attempt(variant, None, error.message)
+        if result.drop <= result.gate:
+            return _Attempt(variant, result, None)
+        return _Attempt(
+            variant, result, f"{result.metric} drops by {result.drop:.4g}, its gate allows {result.gate:.4g}"
+        )
 
     def _quantized(self, name: VariantName, scope: str) -> onnx.ModelProto:
         if name == "int8-dynamic":

@@ -196,13 +196,11 @@ def _print_manifest(bundle: Bundle) -> None:
     if manifest.decoder.labels:
         console.print(f"labels: {_labels_text(manifest)}", markup=False)
     table = Table()
-    for heading in ("variant", "size", "opset", "metric", "value", "drop", ""):
+    for heading in ("variant", "size", "opset", "metric", "value", "drop"):
         table.add_column(heading, justify="right" if heading in {"size", "value", "drop"} else "left", no_wrap=True)
     for each in manifest.variants:
         size = each.model.size_bytes + sum(blob.size_bytes for blob in each.external_data.values())
-        table.add_row(each.name, _size(size), str(each.opset), *_accuracy(each.accuracy), "")
-    for refused in manifest.refused:
-        table.add_row(refused.name, "", "", *_accuracy(refused.accuracy), "left out")
+        table.add_row(each.name, _size(size), str(each.opset), *_accuracy(each.accuracy))
     console.print(table)
     for refused in manifest.refused:
         console.print(f"{refused.name} was left out: {refused.reason}", markup=False, soft_wrap=True)

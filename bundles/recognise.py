@@ -207,7 +207,8 @@ def _normalised(
             "scale_values (of pixels 0 to 255) and reverse_input_channels (true: RGB) under `input`",
         )
     source = f"--normalise {said.normalise}" if said.normalise else f"usual for {model_type}"
-    for name in sorted(set(fields) - set(explicit)):
+    is_padded = str(fields["resize_type"]).startswith("fit_to_window")
+    for name in sorted(set(fields) - set(explicit) - (set() if is_padded else {"pad_value"})):
         why = "the file's metadata" if name in written else source
         assumptions.append(f"{name} {_spell(fields[name])}: {why}")
     return fields
