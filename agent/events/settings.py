@@ -66,7 +66,7 @@ class DwellRule(_TrackRule):
 
 
 class CountRule(_TrackRule):
-    """Speaks when the number of tracked objects in the zone changed and stayed so for `for_s` (`value` is the number)."""
+    """Speaks when the number of tracked objects in the zone (`value`) changed and stayed so for `for_s`."""
 
     when: Literal["count"]
     for_s: Annotated[float, Field(ge=0)] = 0.5
