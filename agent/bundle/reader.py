@@ -193,7 +193,8 @@ def _sha256(path: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except OSError as error:
-        raise BundleError(f"cannot be read: {error.strerror or error}", where=str(path), hint="check permissions") from error
+        why = error.strerror or error
+        raise BundleError(f"cannot be read: {why}", where=str(path), hint="check permissions") from error
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor. `features` are lower-case names: avx2 avx512f avx512_vnni avx_vnni amx_int8 neon dotprod i8mm sve …"""
+    """The processor. `features` are names of `agent.device.features`, such as avx2, avx512_vnni, dotprod or i8mm."""
 
     vendor: str
     model: str
@@ -19,6 +19,8 @@ class Cpu:
     logical_cores: int
     quota_cores: float | None = None
     """What a cgroup or job limit allows this process, in cores; None where there is no limit."""
+    allowed_cores: int | None = None
+    """Physical cores that this process's affinity leaves it; None where it may use all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,16 @@ class Facts:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of what decides speed. Cameras, temperatures and findings come and go and are left out."""
+        """A digest of what decides speed. Cameras, temperatures and findings come and go and are left out.
+
+        Memory counts in whole GiB: what a kernel keeps for itself changes a little from one boot to the next.
+        """
         deciding = {
             key: value
             for key, value in asdict(self).items()
             if key not in ("cameras", "thermal_zones", "findings", "runtime_version", "os_version")
         }
+        deciding["memory_bytes"] = round(self.memory_bytes / 2**30)
         text = json.dumps(deciding, sort_keys=True, default=sorted)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -41,7 +41,7 @@ class Measurement:
     nodes: dict[str, int] = field(default_factory=dict)
     """Graph nodes by the provider that ran them, from ONNX Runtime's own assignment record."""
     golden_agreement: float | None = None
-    """Share of the golden samples whose answer matched; None where the bundle has none."""
+    """Mean agreement with the golden answers, 0 to 1 (`agent.inference.golden`); None where the bundle has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,30 @@
+"""The probe: a short-lived child that asks the operating system and ONNX Runtime what is here, and says it once.
+
+Drivers that it wakes may crash or hang; that is why it is a process of its own. `agent.device.probing` is the
+parent's side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agent.childprocess import open_parent_link
+from agent.device.facts import Facts, Finding
+from agent.device.gathering import gather
+
+
+def main() -> None:
+    """Gather the facts, send them as `{"is": "facts", …}`, and end."""
+    link = open_parent_link()
+    link.send({"is": "facts", "facts": with_runtime(gather()).to_json()})
+
+
+def with_runtime(facts: Facts) -> Facts:
+    """Add what ONNX Runtime offers. A runtime that cannot be imported is a finding; one that crashes takes us along."""
+    try:
+        from agent.device import runtimes
+
+        return replace(facts, runtime_version=runtimes.runtime_version(), ep_devices=runtimes.ep_devices())
+    except Exception as error:  # noqa: BLE001  whatever a driver's binding throws, the other facts are wanted
+        finding = Finding("runtime", f"{type(error).__name__}: {error}")
+        return replace(facts, findings=(*facts.findings, finding))

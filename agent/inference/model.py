@@ -1,0 +1,231 @@
+"""A bundle on a candidate: prepare a sample, run the model, decode the answer.
+
+Takes a built bundle and a candidate of the plan; gives a `Model` whose three steps may run in three threads, and
+for several pipelines at once: nothing in it changes after it was opened. Refuses a file whose inputs and outputs are
+not those that the manifest pins. Whether samples are pictures or signals is decided here, by the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.bundle.manifest import ImageInput, Manifest, SignalInput, TensorSpec, Variant
+from agent.bundle.reader import Bundle
+from agent.clock import Clock
+from agent.device.plan import Candidate
+from agent.errors import BundleError, CandidateError, OperatorError
+from agent.inference.answers import Answer
+from agent.inference.decoders.outputs import agrees, listing, text
+from agent.inference.decoders.selection import Selection
+from agent.inference.decoders.table import make_decode
+from agent.inference.placement import Placement
+from agent.inference.session import Session, open_session
+from agent.sources.sample import Frame, Sample, Window
+
+
+class Preprocessor(Protocol):
+    """How samples become tensors, and where a frame lies in one."""
+
+    def tensor(self, sample: Sample) -> NDArray[Any]: ...
+
+    def place(self, sample: Sample) -> Placement | None: ...
+
+    def example(self, spec: TensorSpec) -> NDArray[Any]:
+        """Return a tensor of zeros as the model wants it."""
+        ...
+
+
+class Model:
+    """An opened model. `prepare`, `infer` and `decode` are pure and may be called from any thread."""
+
+    def __init__(self, manifest: Manifest, session: Session, preprocessor: Preprocessor) -> None:
+        self.manifest = manifest
+        self.session = session
+        self._preprocessor = preprocessor
+        self._input = session.inputs[0]
+        self._selection = Selection.of(manifest.decoder)
+        self._decode = make_decode(manifest, session.inputs, session.outputs)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the class ids of an answer stand for."""
+        return self.manifest.decoder.labels
+
+    def prepare(self, sample: Sample) -> dict[str, NDArray[Any]]:
+        """Return the input tensor for a sample, by the input's name.
+
+        Raises:
+            SourceError: a frame is no BGR picture.
+            OperatorError: a picture came to a model of signals, or the other way round.
+        """
+        return {self._input.name: self._preprocessor.tensor(sample)}
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model.
+
+        Raises:
+            CandidateError: the provider failed.
+        """
+        return self.session.run(inputs)
+
+    def decode(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        sample: Sample,
+        *,
+        min_score: float | None = None,
+        class_ids: frozenset[int] | None = None,
+    ) -> Answer:
+        """Return the answer for a sample.
+
+        Args:
+            outputs: What `infer` gave for it.
+            sample: The sample itself, for the frame's size.
+            min_score: Used in place of the bundle's `confidence_threshold`; a score counts when it is equal or higher.
+            class_ids: Only these classes; None: all.
+
+        Raises:
+            CandidateError: the outputs hold NaN or infinity, have another shape, or are out of range.
+        """
+        selection = self._selection
+        if min_score is not None or class_ids is not None:
+            wanted = selection.min_score if min_score is None else min_score
+            selection = replace(selection, min_score=wanted, class_ids=class_ids)
+        return self._decode(outputs, selection, self._preprocessor.place(sample))
+
+    def warm_up(self, runs: int = 2) -> None:
+        """Run on zeros, so that the first sample does not pay for what a provider allocates or compiles late.
+
+        Raises:
+            CandidateError: the provider failed.
+        """
+        inputs = {self._input.name: self._preprocessor.example(self._input)}
+        for _ in range(runs):
+            self.infer(inputs)
+
+
+def open_model(bundle: Bundle, candidate: Candidate, clock: Clock | None = None) -> Model:
+    """Open the candidate's variant of a bundle.
+
+    Raises:
+        BundleError: there is no such variant, its file is damaged, or its decoder or preprocessing does not fit it.
+        CandidateError: the provider cannot load it, or the file's inputs and outputs are not the manifest's.
+    """
+    variant = bundle.manifest.variant(candidate.variant)
+    if variant is None:
+        names = ", ".join(variant.name for variant in bundle.manifest.variants)
+        raise BundleError(
+            f"the bundle has no variant {candidate.variant}; it has {names or 'none'}", where=str(bundle.folder)
+        )
+    session = open_session(bundle.model_path(candidate.variant), candidate, clock)
+    check_pinned(session, variant)
+    return Model(bundle.manifest, session, _make_preprocessor(bundle.manifest, session))
+
+
+def check_pinned(session: Session, variant: Variant) -> None:
+    """Compare a file's inputs and outputs with what the manifest pins.
+
+    Raises:
+        CandidateError: with both.
+    """
+    pairs: Sequence[tuple[str, Sequence[TensorSpec], Sequence[TensorSpec]]] = (
+        ("inputs", variant.inputs, session.inputs),
+        ("outputs", variant.outputs, session.outputs),
+    )
+    for what, pinned, found in pairs:
+        if [_key(spec) for spec in pinned] != [_key(spec) for spec in found]:
+            raise CandidateError(
+                f"{what} of variant {variant.name}: the manifest pins {listing(pinned)}, the file has {listing(found)}",
+                where=str(session.model_path),
+                hint="build the bundle again from this model",
+            )
+
+
+def _key(spec: TensorSpec) -> tuple[str, str, tuple[int, ...]]:
+    return spec.name, spec.dtype, spec.shape
+
+
+class _Pictures:
+    """Frames become tensors."""
+
+    def __init__(self, image: ImageInput) -> None:
+        # Here, so that a worker of sensors only, and a system without OpenCV, never load it for this.
+        from agent.inference.images import ImagePreprocessor
+
+        self._images = ImagePreprocessor(image)
+        self.shape = self._images.shape
+
+    def tensor(self, sample: Sample) -> NDArray[Any]:
+        return self._images.tensor(_as_frame(sample).pixels)
+
+    def place(self, sample: Sample) -> Placement:
+        return self._images.place(_as_frame(sample).pixels)
+
+    def example(self, spec: TensorSpec) -> NDArray[Any]:
+        return np.zeros(self.shape, spec.dtype)
+
+
+class _Signals:
+    """Windows become tensors."""
+
+    def __init__(self, signal: SignalInput) -> None:
+        from agent.inference.features import signal_tensor
+
+        self._signal = signal
+        self._signal_tensor = signal_tensor
+
+    def tensor(self, sample: Sample) -> NDArray[Any]:
+        return self._signal_tensor(_as_window(sample), self._signal)
+
+    def place(self, sample: Sample) -> None:  # noqa: ARG002 - a window has no place in a picture
+        return None
+
+    def example(self, spec: TensorSpec) -> NDArray[Any]:
+        whole = (1, self._signal.window_size, len(self._signal.channels))
+        channels = len(self._signal.channels)
+        wanted = (1, channels * len(self._signal.features)) if self._signal.features else whole
+        shape = spec.shape or wanted
+        sizes = [size if size > 0 else (wanted[axis] if axis < len(wanted) else 1) for axis, size in enumerate(shape)]
+        return np.zeros(sizes, spec.dtype)
+
+
+def _as_frame(sample: Sample) -> Frame:
+    if not isinstance(sample, Frame):
+        raise OperatorError(
+            f"this bundle's model takes pictures, but {sample.source} delivers {type(sample).__name__.lower()}s",
+            hint="name a camera as the pipeline's source, or a bundle for signals",
+        )
+    return sample
+
+
+def _as_window(sample: Sample) -> Window:
+    if not isinstance(sample, Window):
+        raise OperatorError(
+            f"this bundle's model takes signals, but {sample.source} delivers {type(sample).__name__.lower()}s",
+            hint="name a sensor as the pipeline's source, or a bundle for pictures",
+        )
+    return sample
+
+
+def _make_preprocessor(manifest: Manifest, session: Session) -> Preprocessor:
+    """Return the preprocessing that the manifest describes, checked against the model's one input."""
+    where = str(session.model_path)
+    if len(session.inputs) != 1:
+        raise BundleError(f"expected a model with one input, found {listing(session.inputs)}", where=where)
+    if isinstance(manifest.input, SignalInput):
+        return _Signals(manifest.input)
+    pictures = _Pictures(manifest.input)
+    spec = session.inputs[0]
+    if not agrees(spec.shape, pictures.shape) or spec.dtype != manifest.input.dtype:
+        raise BundleError(
+            f"the manifest makes pictures of {manifest.input.dtype} {text(pictures.shape)}, "
+            f"the model takes {spec.dtype} {text(spec.shape)}",
+            where=where,
+            hint="correct width, height, layout or dtype in bundle.yaml",
+        )
+    return pictures
