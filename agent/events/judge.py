@@ -60,7 +60,7 @@ class Judge:
         answers: What the model answers, so that rules that cannot fit are refused now; None: at the first answer.
 
     Raises:
-        ConfigurationError: unknown zones or labels, a zone without area, a level without threshold, a rule about
+        ConfigurationError: unknown zones or labels, a level without threshold, a rule about
             something that the model does not answer. All problems are listed.
     """
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.errors import ConfigurationError, Problem
 from agent.events.settings import ZoneSettings
 from agent.events.tracker import Track
 
@@ -21,26 +20,13 @@ FloatArray = NDArray[np.float64]
 EDGE = 1e-6
 """Ground points are kept this far inside the frame: an object cut off by the lower edge stands *at* 1.0, and a zone
 that reaches down to the edge must contain it."""
-MIN_AREA = 1e-6
-"""Share of the frame below which a polygon is a slip of the pen: three points on a line."""
 
 
 class Zones:
-    """The zones of one camera, by name, in the order of the operator's file.
-
-    Raises:
-        ConfigurationError: a polygon encloses no area.
-    """
+    """The zones of one camera, by name, in the order of the operator's file."""
 
     def __init__(self, settings: Mapping[str, ZoneSettings]) -> None:
         self._polygons = {name: np.array(zone.coordinates, dtype=np.float64) for name, zone in settings.items()}
-        problems = [
-            Problem("zones", f"{name}.coordinates", "the polygon encloses no area", "give three corners not in a line")
-            for name, polygon in self._polygons.items()
-            if _spread(polygon) < MIN_AREA
-        ]
-        if problems:
-            raise ConfigurationError(problems)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,10 +61,3 @@ def contains(polygon: FloatArray, points: FloatArray) -> NDArray[np.bool_]:
     height = np.where(y2 == y1, 1.0, y2 - y1)  # level edges never straddle
     crosses = straddles & (x < x1 + (y - y1) * (x2 - x1) / height)
     return np.asarray(crosses.sum(axis=1) % 2 == 1)
-
-
-def _spread(polygon: FloatArray) -> float:
-    """Return the area of the largest triangle that the first corner spans: > 0 unless all corners lie in a line."""
-    edges = polygon - polygon[0]
-    cross = edges[:, None, 0] * edges[None, :, 1] - edges[:, None, 1] * edges[None, :, 0]
-    return float(np.abs(cross).max() / 2)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from agent.errors import ConfigurationError
 from agent.events.settings import ZoneSettings
 from agent.events.tracker import Track
 from agent.events.zones import Zones, contains
@@ -54,7 +54,7 @@ def test_concave_zone_does_not_contain_its_notch():
 @pytest.mark.parametrize("corners", [((0, 0), (0.5, 0.5), (1, 1)), ((0.2, 0.2),) * 3])
 def test_zone_without_area_is_refused(corners):
     """It would never contain anything, and nobody would know why."""
-    with pytest.raises(ConfigurationError, match="no area"):
+    with pytest.raises(ValidationError, match="no area"):
         zones(line=corners)
 
 
