@@ -258,9 +258,7 @@ class Core:
     def _record(self, pipeline: str, message: Mapping[str, Any], latency_ms: float) -> None:
         """One event of a worker: durable within `commit_ms`, delivered or counted from then on."""
         model = self._model_info.get(self._pipeline_models[pipeline])
-        self._carry_out(
-            self._outbox.record({**message, "latency_ms": latency_ms}, model, self._clock.monotonic())
-        )
+        self._carry_out(self._outbox.record({**message, "latency_ms": latency_ms}, model, self._clock.monotonic()))
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -269,7 +267,12 @@ class Core:
                     if self._link:
                         topic = self._topics.events(pipeline)
                         self._link.publish(
-                            topic, payload, qos=1, token=seq, session=session, content_type="application/cloudevents+json"
+                            topic,
+                            payload,
+                            qos=1,
+                            token=seq,
+                            session=session,
+                            content_type="application/cloudevents+json",
                         )
                 case SetCondition(name, severity, text):
                     if self._conditions.set(name, severity, text):

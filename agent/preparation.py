@@ -147,7 +147,9 @@ class Preparation:
                 self._post(PreparationFailed(model, error))
             except Exception as error:  # the top of a thread: one model's trouble must not silence the others
                 log.exception("preparing model %s failed", model)
-                self._post(PreparationFailed(model, HoldfastError(f"{type(error).__name__}: {error}", where=bundle_name)))
+                self._post(
+                    PreparationFailed(model, HoldfastError(f"{type(error).__name__}: {error}", where=bundle_name))
+                )
 
     def _prepare(self, model: str, bundle_name: str, facts: Facts, profile: Profile) -> None:
         bundle = open_bundle(find_bundle(bundle_name))

@@ -31,10 +31,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
+    """Of this format."""
     device: DeviceSettings = DeviceSettings()
     state_dir: Path | None = None
+    """Where the outbox and the plans are kept; the platform's state folder where it is not given."""
     mqtt: MqttSettings | None = None
     outbox: OutboxSettings = OutboxSettings()
     models: dict[PipelineName, ModelSettings] = {}
+    """By a name of your own."""
     cameras: dict[PipelineName, CameraSettings] = {}
+    """By a name of your own, which is also the pipeline's name in topics and events."""
     sensors: dict[PipelineName, SensorSettings] = {}
+    """By a name of your own, which is also the pipeline's name in topics and events."""

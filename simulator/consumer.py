@@ -33,7 +33,9 @@ class Account:
     @property
     def out_of_order(self) -> int:
         """How many events came, for the first time, after a later one of the same pipeline."""
-        return sum(later < earlier for seqs in self.seqs.values() for earlier, later in zip(seqs, seqs[1:], strict=False))
+        return sum(
+            later < earlier for seqs in self.seqs.values() for earlier, later in zip(seqs, seqs[1:], strict=False)
+        )
 
     def add(self, event: dict[str, Any]) -> None:
         """Take one event into the account."""
@@ -91,7 +93,9 @@ class Consumer:
         with self._lock:
             return self._lock.wait_for(lambda: len(self.account.ids) >= count, timeout_s)
 
-    def _on_connect(self, client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, _properties: object) -> None:
+    def _on_connect(
+        self, client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, _properties: object
+    ) -> None:
         if not reason.is_failure:
             client.subscribe(self._topic, qos=1)
 

@@ -40,16 +40,24 @@ SHORTEST_WITH_OUTAGE_S = 10.0
 
 @app.callback(invoke_without_command=True)
 def demo(
-    seconds: Annotated[float | None, typer.Option(help="Seconds to run once the plan is measured; else until Ctrl-C.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds to run once the plan is measured; else until Ctrl-C.")
+    ] = None,
     video: Annotated[Path | None, typer.Option(help="A video file instead of the generated camera.")] = None,
-    model: Annotated[Path | None, typer.Option(help="An .onnx file instead of our own (needs the `build` extra).")] = None,
-    state_dir: Annotated[Path | None, typer.Option(help="Keep state here, so that a second run reuses the plan.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="An .onnx file instead of our own (needs the `build` extra).")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Keep state here, so that a second run reuses the plan.")
+    ] = None,
     capture: Annotated[Path | None, typer.Option(help="Write the last screen to this .svg file.")] = None,
 ) -> None:
     """See it work: facts, the plan while it is measured, then live counters, latencies and the latest events."""
     logging.disable(logging.WARNING)  # the screen shows conditions; log lines would tear it
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-", ignore_cleanup_errors=True)))
+        scratch = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-", ignore_cleanup_errors=True))
+        )
         bundle = str(build_bundle(model, video, scratch)) if model else "parcels"
         broker = stack.enter_context(EmbeddedBroker())
         link = stack.enter_context(FaultyLink("127.0.0.1", broker.port))
@@ -77,7 +85,10 @@ def demo(
 
 def demo_settings(port: int, bundle: str, video: Path | None, *, with_sensor: bool) -> Settings:
     """The operator's file that the demo amounts to."""
-    camera: dict[str, Any] = {"source": str(video) if video else "scene://conveyor?seed=7&fps=15", "model": "camera-model"}
+    camera: dict[str, Any] = {
+        "source": str(video) if video else "scene://conveyor?seed=7&fps=15",
+        "model": "camera-model",
+    }
     if video is None:
         camera["zones"] = {"belt-end": {"coordinates": [(0.6, 0.0), (1.0, 0.0), (1.0, 1.0), (0.6, 1.0)]}}
         camera["rules"] = {

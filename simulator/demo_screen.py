@@ -58,7 +58,9 @@ def _plans(models: Iterable[ModelStatus]) -> RenderableType:
         chosen = model.plan.chosen if model.plan else None
         for outcome in model.outcomes:
             is_chosen = outcome.candidate == chosen
-            table.add_row(model.name, *_outcome_cells(outcome), _verdict(model, outcome), style="bold" if is_chosen else "")
+            table.add_row(
+                model.name, *_outcome_cells(outcome), _verdict(model, outcome), style="bold" if is_chosen else ""
+            )
         if model.trying is not None:
             table.add_row(model.name, model.trying.label, "", "", "", "", "measuring …", style="cyan")
     return table
@@ -100,7 +102,11 @@ def _pipelines(pipelines: Iterable[PipelineStatus]) -> RenderableType:
             continue
         dropped = " ".join(f"{cause} {count}" for cause, count in beat["dropped"].items() if count) or "0"
         table.add_row(
-            pipeline.name, str(beat["samples"]), dropped, str(beat["events"]), *(_stage(beat, stage) for stage in _STAGES)
+            pipeline.name,
+            str(beat["samples"]),
+            dropped,
+            str(beat["events"]),
+            *(_stage(beat, stage) for stage in _STAGES),
         )
     return table
 

@@ -36,7 +36,7 @@ class Event:
     frame: dict[str, int] | None = None
     """`id`, `w`, `h` of the frame."""
     value: float | None = None
-    """What a count or level rule counted or measured."""
+    """What the rule counted (`count`) or measured: `level` the score, `dwell` the seconds in the zone."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_message(self) -> dict[str, Any]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MIN_AREA = 1e-6
+"""Share of the frame below which a zone is a slip of the pen: three points on a line."""
 
 Relative = Annotated[float, Field(ge=0, le=1)]
+Corners = tuple[tuple[Relative, Relative], ...]
 Labels = tuple[str, ...]
 
 
@@ -19,7 +23,16 @@ class _Strict(BaseModel):
 class ZoneSettings(_Strict):
     """A polygon in relative coordinates: 0,0 is the top left of the frame and 1,1 the bottom right."""
 
-    coordinates: Annotated[tuple[tuple[Relative, Relative], ...], Field(min_length=3)]
+    coordinates: Annotated[Corners, Field(min_length=3)]
+    """The corners, `[x, y]` each, in order round the zone."""
+
+    @field_validator("coordinates")
+    @classmethod
+    def _encloses_an_area(cls, corners: Corners) -> Corners:
+        edges = [(x - corners[0][0], y - corners[0][1]) for x, y in corners]
+        if max(abs(x1 * y2 - x2 * y1) / 2 for x1, y1 in edges for x2, y2 in edges) < MIN_AREA:
+            raise ValueError("the corners lie in a line: the zone has no area and would never contain anything")
+        return corners
 
 
 class _TrackRule(_Strict):
@@ -28,6 +41,7 @@ class _TrackRule(_Strict):
     labels: Labels = ()
     """Only these labels; all where none is given."""
     min_score: Relative = 0.0
+    """The object's best score so far must have reached this."""
 
 
 class DetectRule(_Strict):
@@ -35,6 +49,7 @@ class DetectRule(_Strict):
 
     when: Literal["detect"]
     labels: Labels = ()
+    """Only these labels; all where none is given."""
     min_score: Relative = 0.0
 
 
@@ -49,6 +64,7 @@ class EnterRule(_TrackRule):
 
     when: Literal["enter"]
     for_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that it must stay without a break."""
 
 
 class LeaveRule(_TrackRule):
@@ -56,6 +72,7 @@ class LeaveRule(_TrackRule):
 
     when: Literal["leave"]
     for_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that it must stay out."""
 
 
 class DwellRule(_TrackRule):
@@ -63,13 +80,15 @@ class DwellRule(_TrackRule):
 
     when: Literal["dwell"]
     for_s: Annotated[float, Field(gt=0)]
+    """Seconds that it must have been there."""
 
 
 class CountRule(_TrackRule):
-    """Speaks when the number of tracked objects in the zone changed and stayed so for `for_s`; `value` is the number."""
+    """Speaks when the number of tracked objects in the zone (`value`) changed and stayed so for `for_s`."""
 
     when: Literal["count"]
     for_s: Annotated[float, Field(ge=0)] = 0.5
+    """Seconds that the new number must last."""
 
 
 class LevelRule(_Strict):
@@ -81,8 +100,11 @@ class LevelRule(_Strict):
 
     when: Literal["level"]
     above: float | None = None
+    """In the model's unit; the bundle's threshold where it is not given."""
     below: float | None = None
+    """In the model's unit; a tenth under `above` where it is not given."""
     for_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that it must last, in both directions."""
 
 
 class ClassRule(_Strict):
@@ -90,11 +112,16 @@ class ClassRule(_Strict):
 
     when: Literal["class"]
     labels: Labels = ()
+    """Only these classes; any other is no class at all."""
     min_score: Relative = 0.0
+    """A sample whose likeliest class scores less has no class."""
     for_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that it must last."""
 
 
 RuleSettings = Annotated[
     DetectRule | TrackRule | EnterRule | LeaveRule | DwellRule | CountRule | LevelRule | ClassRule,
     Field(discriminator="when"),
 ]
+SensorRuleSettings = Annotated[LevelRule | ClassRule, Field(discriminator="when")]
+"""The rules that need no picture."""

@@ -14,6 +14,7 @@ class TlsSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ca: Path | None = None
+    """Certificates of the authorities to trust (PEM)."""
     cert: Path | None = None
     """The client's certificate (PEM)."""
     key: Path | None = None
@@ -26,14 +27,19 @@ class MqttSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: Annotated[str, Field(min_length=1)]
+    """The broker's name or address."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """1883, or 8883 with TLS."""
     user: str | None = None
     password: SecretStr | None = None
+    """Better not in the file: write `"${MQTT_PASSWORD}"` and set the variable."""
     client_id: str | None = None
     """The device's id where it is not given."""
     topic_prefix: Annotated[str, Field(pattern=r"^[^#+\s]+[^#+/\s]$|^[^#+/\s]$")] = "holdfast"
+    """What every topic begins with."""
     tls: TlsSettings | None = None
+    """`{}` for TLS with the system's certificates."""
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     """auto: MQTT 5, and 3.1.1 where the broker speaks nothing else."""
     keepalive_s: Annotated[int, Field(ge=5, le=65535)] = 30
+    """Seconds of silence after which a dead connection is noticed (about 1.5 × this)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from agent.events.settings import RuleSettings, ZoneSettings
+from agent.events.settings import RuleSettings, SensorRuleSettings, ZoneSettings
 from agent.sources.settings import CameraSource, SensorSource
 
 
@@ -18,6 +18,7 @@ class CameraSettings(CameraSource):
     min_score: float | None = None
     """Instead of the bundle's confidence threshold."""
     zones: dict[str, ZoneSettings] = {}
+    """By a name of your own; rules name them."""
     rules: dict[str, RuleSettings] = {}
     """Where none is given: one `track` rule."""
 
@@ -26,7 +27,8 @@ class SensorSettings(SensorSource):
     """One sensor pipeline."""
 
     model: str | None = None
-    rules: dict[str, RuleSettings] = {}
+    """A name under `models:`; may be left out where there is just one."""
+    rules: dict[str, SensorRuleSettings] = {}
     """Where none is given: one `level` rule at the bundle's threshold."""
 
 

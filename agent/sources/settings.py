@@ -22,9 +22,13 @@ class SourceSettings(BaseModel):
     repeat: bool = False
     """A file starts again at its end."""
     open_timeout_s: Seconds = 5.0
+    """Opening that takes longer has failed."""
     read_timeout_s: Seconds = 5.0
+    """A source that gives nothing for so long is stalled, and is opened anew."""
     reconnect_first_s: Seconds = 1.0
+    """The wait before the first new attempt; it doubles with each …"""
     reconnect_limit_s: Seconds = 30.0
+    """… up to this."""
 
 
 class CameraSource(SourceSettings):
