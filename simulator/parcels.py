@@ -147,7 +147,7 @@ def _crush(rng: np.random.Generator, texture: Texture, opacity: Image) -> None:
     folded = np.concatenate((line, cut[::-1])).astype(np.int32)
     tone = texture[height // 2, width // 2]
     cv2.fillPoly(texture, [folded], tuple(float(value) for value in tone * rng.uniform(0.35, 0.5)))
-    cv2.polylines(texture, [line.astype(np.int32)], False, tuple(float(v) for v in tone * 1.35 + 20), 2, cv2.LINE_AA)  # noqa: FBT003
+    cv2.polylines(texture, [line.astype(np.int32)], False, tuple(float(v) for v in tone * 1.35 + 20), 2, cv2.LINE_AA)
     for _ in range(3):
         tip = corner + inward * np.array((reach_x, reach_y)) * rng.uniform(0.7, 1.5, 2)
         start = line[rng.integers(1, 6)]
@@ -170,7 +170,7 @@ def _tear(rng: np.random.Generator, texture: Texture, _opacity: Image) -> None:
     lower = centre + along * length * direction - normal * bulge * rng.uniform(0.3, 1.0, (9, 1))
     hole = np.concatenate((upper, lower[::-1])).astype(np.int32)
     rim = tuple(float(value) for value in rng.uniform(185, 235, 3))
-    cv2.polylines(texture, [hole], True, rim, max(2, int(thickness * 0.35)), cv2.LINE_AA)  # noqa: FBT003
+    cv2.polylines(texture, [hole], True, rim, max(2, int(thickness * 0.35)), cv2.LINE_AA)
     cv2.fillPoly(texture, [hole], tuple(float(value) for value in rng.uniform(10, 45, 3)))
 
 

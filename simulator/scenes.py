@@ -124,9 +124,7 @@ class ConveyorScene:
         x0, x1 = max(0, -left), min(parcel.sprite.body.shape[1], self.width - left)
         return (left, parcel.y, x0, x1) if x0 < x1 else None
 
-    def _truth(
-        self, owner: Image, parcel: _Parcel, region: tuple[int, int, int, int], mark: int
-    ) -> TruthBox | None:
+    def _truth(self, owner: Image, parcel: _Parcel, region: tuple[int, int, int, int], mark: int) -> TruthBox | None:
         """Return what of the parcel can be seen; None where nothing of it can."""
         left, top, x0, x1 = region
         sprite = parcel.sprite
@@ -234,13 +232,13 @@ def _blend(pixels: Image, owner: Image, sprite: Sprite, region: tuple[int, int, 
     owner[rows, left + x0 : left + x1][sprite.body[:, x0:x1]] = mark
 
 
-def _cloud(
-    rng: np.random.Generator, width: int, height: int, colour: NDArray[np.float64], contrast: float
-) -> Image:
+def _cloud(rng: np.random.Generator, width: int, height: int, colour: NDArray[np.float64], contrast: float) -> Image:
     """Return an uneven surface of about that BGR colour."""
     coarse = rng.normal(0, contrast, (max(2, height // 24), max(2, width // 24), 1)).astype(np.float32)
     fine = rng.normal(0, contrast / 3, (max(2, height // 3), max(2, width // 3), 1)).astype(np.float32)
-    relief = sum(cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC) for part in (coarse, fine))
+    relief = np.zeros((height, width), np.float32)
+    for part in (coarse, fine):
+        relief += cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(relief[..., None] + colour, 0, 255).astype(np.uint8)
 
 

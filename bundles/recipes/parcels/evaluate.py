@@ -5,8 +5,8 @@
 Average precision is the area under the precision–recall curve with precision made monotonic, over all points, as
 Pascal VOC does since 2010 (Everingham et al., "The Pascal Visual Object Classes Challenge: A Retrospective", 2015,
 section 4.1). As with VOC's `difficult`, parcels of which less than half can be seen (cut by the picture's edge or
-covered) are neither asked for nor counted as wrong when found. Decoding and NMS are written out here, apart from the
-agent's, so that one can be held against the other.
+covered) are neither asked for nor counted as wrong when found, under either label. Decoding and NMS are written out
+here, apart from the agent's, so that one can be held against the other.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def iou(box: Floats, others: Floats) -> Floats:
     return np.asarray(inside / np.maximum(union, 1e-9), np.float32)
 
 
-def held_out_frames(count: int, first_seed: int = FIRST_SEED) -> Iterator[tuple[NDArray[np.uint8], tuple[TruthBox, ...]]]:
+def held_out_frames(
+    count: int, first_seed: int = FIRST_SEED
+) -> Iterator[tuple[NDArray[np.uint8], tuple[TruthBox, ...]]]:
     """Draw frames, three of each scene and far apart."""
     for number in range(count):
         seed = first_seed + number // 3
@@ -89,7 +91,7 @@ def average_precision(pairs: Iterable[tuple[Found, tuple[TruthBox, ...]]], label
     hits: list[bool] = []
     positives = 0
     for found, truth in pairs:
-        own = [box for box in truth if box.label == LABELS[label]]
+        own = [box for box in truth if box.label == LABELS[label] or box.visible_share < LEAST_VISIBLE]
         positives += sum(box.visible_share >= LEAST_VISIBLE for box in own)
         for score, is_hit in _judge(found, own, label):
             scores.append(score)

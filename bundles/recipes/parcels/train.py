@@ -11,7 +11,6 @@ Assignment follows TOOD (task alignment, arXiv:2108.07755), the box loss is GIoU
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agent.clock import SystemClock
 from simulator.scenes import LABELS, ConveyorScene
 
 HEIGHT, WIDTH, STRIDE = 192, 320, 8
@@ -80,7 +80,9 @@ class Detector(nn.Module):
 
 @dataclass(frozen=True)
 class Pictures:
-    """`images` uint8 (count, HEIGHT, WIDTH, 3) BGR; `boxes` (count, MOST_BOXES, 4) xyxy px; `labels` −1: ignore, −2: none."""
+    """What is learned from: `images` uint8 (count, HEIGHT, WIDTH, 3) BGR; `boxes` (count, MOST_BOXES, 4) xyxy px;
+    `labels` (count, MOST_BOXES) an index into LABELS, −1 for a box to ignore, −2 for no box.
+    """
 
     images: NDArray[np.uint8]
     boxes: NDArray[np.float32]
@@ -187,11 +189,12 @@ def loss_of(model: Detector, images: Tensor, truth: Tensor, labels: Tensor) -> T
 
 
 def train(model: Detector, pictures: Pictures, seconds: float, batch: int, checkpoint: Callable[[], None]) -> None:
-    """Fit for so many seconds: AdamW, a short warm-up, then cosine decay; weights averaged towards the end."""
+    """Fit for so many seconds: AdamW, a short warm-up, then cosine decay."""
     rng = np.random.default_rng(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
-    started, step, running, saved = time.perf_counter(), 0, 0.0, 0
-    while (progress := (time.perf_counter() - started) / seconds) < 1:
+    clock = SystemClock()
+    started, step, running, saved = clock.monotonic(), 0, 0.0, 0
+    while (progress := (clock.monotonic() - started) / seconds) < 1:
         rate = 2.5e-3 * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * (1 + np.cos(np.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -204,7 +207,7 @@ def train(model: Detector, pictures: Pictures, seconds: float, batch: int, check
         step, running = step + 1, 0.98 * running + 0.02 * loss.item()
         if step % 100 == 0:
             print(f"{progress:5.1%} step {step} loss {running / (1 - 0.98**step):.3f}", flush=True)
-        if int(progress * 5) > saved:
+        if int(progress * 5) > saved:  # four looks on the way
             saved = int(progress * 5)
             checkpoint()
 
@@ -237,9 +240,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(1)
     torch.set_num_threads(options.threads)
-    started = time.perf_counter()
+    clock = SystemClock()
+    started = clock.monotonic()
     pictures = draw_pictures(options.scenes)
-    print(f"{len(pictures.images)} pictures in {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"{len(pictures.images)} pictures in {clock.monotonic() - started:.0f} s", flush=True)
     model = Detector()
     print(f"{sum(weights.numel() for weights in model.parameters())} parameters", flush=True)
     train(model, pictures, options.minutes * 60, options.batch, lambda: export(model, options.output))
