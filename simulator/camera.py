@@ -5,7 +5,7 @@
     frames=300        ends after so many; endless without it
     vanish_at=N       SourceError in place of frame N, again after every opening
     freeze_at=N       reading frame N blocks until the source is closed or the agent stops
-    resize_at=N       from frame N on the picture has half the width and height
+    resize_at=N       from frame N on the picture has half the width and height (not below 160×120)
     crash_at=N        the process aborts in place of frame N, as a native driver does when it crashes
 
 N counts from 0 at each opening. An unknown scene or key, or a value that is none, is refused with OperatorError.
@@ -25,10 +25,10 @@ from agent.clock import Clock
 from agent.errors import OperatorError, SourceError
 from agent.sources.sample import Frame
 from agent.sources.settings import CameraSource
-from simulator.scenes import ConveyorScene, TruthBox
+from simulator.scenes import LEAST_HEIGHT, LEAST_WIDTH, ConveyorScene, TruthBox
 
 SCENES = ("conveyor",)
-LARGEST_SIDE_PX = 8192
+LIMITS = {"fps": (0.01, 1000), "width": (LEAST_WIDTH, 8192), "height": (LEAST_HEIGHT, 8192)}
 FROZEN_LOOK_S = 0.1
 """How often a frozen camera looks whether the agent stops; closing wakes it at once."""
 
@@ -58,7 +58,10 @@ def parse_scene_url(url: str) -> SceneSettings:
     Raises:
         OperatorError: not a scene, an unknown key or scene (the nearest is named), or a value out of range.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # unbalanced brackets
+        parts = urlsplit("")
     if parts.scheme != "scene" or parts.path not in {"", "/"}:
         raise OperatorError("this is no generated scene", where=url, hint="write it as scene://conveyor?seed=1&fps=15")
     if parts.netloc not in SCENES:
@@ -74,9 +77,7 @@ def parse_scene_url(url: str) -> SceneSettings:
 
 def _number(key: str, text: str, url: str) -> float:
     """Return the value of `key`; whole except for fps."""
-    low, high = {"fps": (0.01, 1000), "width": (64, LARGEST_SIDE_PX), "height": (64, LARGEST_SIDE_PX)}.get(
-        key, (0, 2**53)
-    )
+    low, high = LIMITS.get(key, (0, 2**53))
     try:
         value = float(text) if key == "fps" else int(text)
     except ValueError:
@@ -190,7 +191,8 @@ class SceneCamera:
         if settings.resize_at is None or number < settings.resize_at:
             return self._scene
         if self._resized is None:
-            half = replace(settings, width=max(64, settings.width // 2), height=max(64, settings.height // 2))
+            width, height = max(LEAST_WIDTH, settings.width // 2), max(LEAST_HEIGHT, settings.height // 2)
+            half = replace(settings, width=width, height=height)
             self._resized = half.scene()
         return self._resized
 

@@ -22,6 +22,7 @@ Label = Literal["parcel", "damaged"]
 LABELS: tuple[Label, ...] = ("parcel", "damaged")
 
 DAMAGED_SHARE = 0.4
+LEAST_WIDTH, LEAST_HEIGHT = 160, 120
 # Lengths below are for a picture 360 px high and scale with it.
 SLOT_PX = 145
 LARGEST_PX = 190
@@ -58,14 +59,15 @@ class ConveyorScene:
 
     Args:
         seed: Decides everything: the hall, the belt, its speed, the light, and every parcel.
-        width: Of the picture in pixels, at least 64.
-        height: Of the picture in pixels, at least 64.
+        width: Of the picture in pixels, at least LEAST_WIDTH.
+        height: Of the picture in pixels, at least LEAST_HEIGHT; lengths scale with it.
         fps: Frames per second; the belt's speed is in pixels per second.
     """
 
     def __init__(self, seed: int, width: int = 640, height: int = 360, fps: float = 15.0) -> None:
-        if width < 64 or height < 64 or fps <= 0 or seed < 0:
-            raise ValueError(f"needs seed ≥ 0, width and height ≥ 64 and fps > 0, not {seed}, {width}×{height}, {fps}")
+        if width < LEAST_WIDTH or height < LEAST_HEIGHT or fps <= 0 or seed < 0:
+            least = f"{LEAST_WIDTH}×{LEAST_HEIGHT}"
+            raise ValueError(f"needs seed ≥ 0, fps > 0 and {least} pixels, not {seed}, {fps}, {width}×{height}")
         self.seed, self.width, self.height, self.fps = seed, width, height, fps
         self._scale = height / 360
         rng = np.random.default_rng((seed, _BELT_STREAM))
