@@ -71,6 +71,8 @@ def parse_scene_url(url: str) -> SceneSettings:
     for key, text in parse_qsl(parts.query, keep_blank_values=True):
         if key not in keys:
             raise OperatorError(f"a scene has no key {key!r}", where=url, hint=_nearest(key, keys))
+        if key in numbers:
+            raise OperatorError(f"{key} is given twice", where=url, hint=f"leave one {key} in the URL")
         numbers[key] = _number(key, text, url)
     return SceneSettings(**numbers)
 

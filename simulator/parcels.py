@@ -5,7 +5,7 @@ Everything follows from the numpy Generator that is handed in. Importing this lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -45,6 +45,11 @@ class Sprite:
     """Extent of the body inside the sprite, upper bounds exclusive."""
     area_px: int
     """Pixels of the body."""
+
+
+def as_pixel(position: Sequence[float] | NDArray[np.floating]) -> tuple[int, int]:
+    """Return x, y as cv2's drawing wants them: cut to whole pixels."""
+    return int(position[0]), int(position[1])
 
 
 def draw_parcel(rng: np.random.Generator, width: int, height: int, *, is_damaged: bool) -> Sprite:
@@ -151,7 +156,7 @@ def _crush(rng: np.random.Generator, texture: Texture, opacity: Image) -> None:
     for _ in range(3):
         tip = corner + inward * np.array((reach_x, reach_y)) * rng.uniform(0.7, 1.5, 2)
         start = line[rng.integers(1, 6)]
-        cv2.line(texture, _point(start), _point(tip), tuple(float(v) for v in tone * 0.45), 1, cv2.LINE_AA)
+        cv2.line(texture, as_pixel(start), as_pixel(tip), tuple(float(v) for v in tone * 0.45), 1, cv2.LINE_AA)
     cv2.fillPoly(opacity, [np.concatenate((cut, corner[None])).astype(np.int32)], 0)
 
 
@@ -205,13 +210,7 @@ def _dent(rng: np.random.Generator, texture: Texture, _opacity: Image) -> None:
     for turn in rng.uniform(0, 2 * np.pi, 4):
         inner = (cx + 0.5 * rx * np.cos(turn), cy + 0.5 * ry * np.sin(turn))
         outer = (cx + 1.2 * rx * np.cos(turn + 0.3), cy + 1.2 * ry * np.sin(turn + 0.3))
-        cv2.line(texture, _point(inner), _point(outer), (30.0, 34.0, 38.0), 1, cv2.LINE_AA)
-
-
-def _point(position: object) -> tuple[int, int]:
-    """Return the position as cv2 wants it."""
-    x, y = np.asarray(position, np.float64)
-    return int(x), int(y)
+        cv2.line(texture, as_pixel(inner), as_pixel(outer), (30.0, 34.0, 38.0), 1, cv2.LINE_AA)
 
 
 def _assemble(texture: Image, opacity: Image, angle_deg: float) -> Sprite:

@@ -7,6 +7,7 @@ script can use it without the agent's dependencies.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.parcels import Sprite, draw_parcel
+from simulator.parcels import Sprite, as_pixel, draw_parcel
 
 Image = NDArray[np.uint8]
 Label = Literal["parcel", "damaged"]
@@ -80,7 +81,7 @@ class ConveyorScene:
         self._belt = self._draw_belt(rng)
         self._light = self._draw_light(rng)
         self._noise = self._draw_noise(rng)
-        self._slots = lru_cache(maxsize=64)(self._fill_slot)
+        self._slots = lru_cache(maxsize=self._slots_in_view() + 2)(self._fill_slot)
 
     def frame(self, index: int) -> tuple[Image, tuple[TruthBox, ...]]:
         """Return frame `index` (≥ 0) as uint8 (height, width, 3) BGR, and the parcels that can be seen in it."""
@@ -91,6 +92,10 @@ class ConveyorScene:
     def empty(self, index: int) -> Image:
         """Return the same moment with no parcel on the belt."""
         return self._take_picture(self._empty_belt(index), index)
+
+    def _slots_in_view(self) -> int:
+        """Return the most slots whose parcels can reach into one picture."""
+        return math.ceil((self.width / self._scale + 2 * LARGEST_PX) / SLOT_PX) + 2
 
     def _moved_px(self, index: int) -> int:
         """Return how far the belt has come; whole pixels, the same for belt and parcels."""
@@ -198,11 +203,11 @@ class ConveyorScene:
             start = rng.uniform((0, 0), (length, height))
             end = start + rng.normal(0, 60 * self._scale, 2)
             tone = tuple(float(value) for value in base * rng.uniform(0.6, 1.5))
-            cv2.line(belt, _point(start), _point(end), tone, int(rng.integers(1, 4)), cv2.LINE_AA)
+            cv2.line(belt, as_pixel(start), as_pixel(end), tone, int(rng.integers(1, 4)), cv2.LINE_AA)
         for _ in range(int(rng.integers(0, 7))):  # oil and dust
-            axes = _point(rng.uniform((6, 4), (40, 22)) * self._scale)
+            axes = as_pixel(rng.uniform((6, 4), (40, 22)) * self._scale)
             tone = tuple(float(value) for value in base * rng.uniform(0.65, 1.35))
-            cv2.ellipse(belt, _point(rng.uniform((0, 0), (length, height))), axes, 0, 0, 360, tone, -1, cv2.LINE_AA)
+            cv2.ellipse(belt, as_pixel(rng.uniform((0, 0), (length, height))), axes, 0, 0, 360, tone, -1, cv2.LINE_AA)
         cv2.line(belt, (0, 0), (0, height), tuple(float(value) for value in base * 0.55), 4)  # where the loop is sewn
         return np.concatenate((belt, belt[:, : self.width]), axis=1)
 
@@ -242,8 +247,3 @@ def _cloud(rng: np.random.Generator, width: int, height: int, colour: NDArray[np
     for part in (coarse, fine):
         relief += cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(relief[..., None] + colour, 0, 255).astype(np.uint8)
-
-
-def _point(position: NDArray[np.float64]) -> tuple[int, int]:
-    """Return the position as cv2 wants it."""
-    return int(position[0]), int(position[1])

@@ -193,6 +193,7 @@ def test_crash_on_cue_ends_the_process_without_a_python_error() -> None:
         pytest.param("scene://conveyor?sed=1", "no key 'sed'", "did you mean 'seed'?", id="misspelt key"),
         pytest.param("scene://conveyor?zoom=1", "no key 'zoom'", "use one of seed, fps", id="unknown key"),
         pytest.param("scene://convoyer", "no scene 'convoyer'", "did you mean 'conveyor'?", id="misspelt scene"),
+        pytest.param("scene://conveyor?seed=1&seed=2", "seed is given twice", "leave one seed", id="key twice"),
         pytest.param("scene://conveyor?seed=", "seed is ''", "correct seed", id="empty value"),
         pytest.param("scene://conveyor?frames=1.5", "frames is '1.5'", "correct frames", id="fraction"),
         pytest.param("scene://conveyor?fps=nan", "fps is 'nan'", "correct fps", id="not a number"),

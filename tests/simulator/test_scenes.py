@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -123,3 +125,9 @@ def test_impossible_scene_is_refused(wrong: dict[str, int]) -> None:
     """A scene of no size would fail far from its cause."""
     with pytest.raises(ValueError, match="needs seed"):
         ConveyorScene(**{"seed": 0, **wrong})
+
+
+def test_drawing_needs_no_more_than_numpy_and_opencv() -> None:
+    """Training runs where the agent's dependencies are not installed."""
+    program = "import sys; import simulator.scenes; print({'pydantic', 'onnxruntime', 'paho'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60) == "set()\n"
