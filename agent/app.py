@@ -1,8 +1,8 @@
 """Core: composes every service, and is the only module that knows them all.
 
-One thread takes messages from one queue: from the broker link, from workers, from the preparing thread. It hands each to the state
-machine that decides (outbox, supervision, conditions) and carries out what they answer. Nothing else touches SQLite. Core
-imports neither ONNX Runtime nor OpenCV: what they do happens in child processes.
+One thread takes messages from one queue: from the broker link, from workers, from the preparing thread. It hands each
+to the state machine that decides (outbox, supervision, conditions) and carries out the answer. Nothing else touches
+SQLite. Core imports neither ONNX Runtime nor OpenCV: what they do happens in child processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -56,14 +56,14 @@ METRICS_PERIOD_S = 60.0
 EARLIEST_PLAUSIBLE_YEAR = 2025
 LATEST_PLAUSIBLE_YEAR = 2099
 NOTES_AHEAD = 4096
-"""Worker messages that may wait for core: more, and the workers wait, so that a slow disk does not fill the memory."""
+"""Worker messages that may wait for core: then the workers wait, so that a slow disk does not fill the memory."""
 
-Note = LinkMessage | WorkerNote | PreparationNote | None
+Note: TypeAlias = LinkMessage | WorkerNote | PreparationNote | None
 """What comes through the queue; None asks to stop."""
 
 
 class Core:
-    """The agent's main process, from settings to the last farewell. `run` blocks; `stop` and `status` work from any thread.
+    """The agent's main process, from settings to the last farewell. `run` blocks; any thread may `stop` it.
 
     Args:
         settings: The operator's file.
@@ -154,16 +154,18 @@ class Core:
             while note is not None:
                 self._deal_with(note)
                 note = self._notes.get_nowait()
-            return False
         except queue.Empty:
-            pass
+            self._do_what_is_due()
+            return not (self._exit_when_finished and self._is_finished())
+        return False
+
+    def _do_what_is_due(self) -> None:
         now_s = self._clock.monotonic()
         self._carry_out(self._outbox.tick(now_s))
         self._prepare_what_is_due(now_s)
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + STATUS_PERIOD_S
             self._refresh_status()
-        return not (self._exit_when_finished and self._is_finished())
 
     def _finish(self) -> None:
         """Workers first, so that what they still say is recorded; then the outbox; the farewell to the broker last."""
@@ -311,7 +313,7 @@ class Core:
     def _model(self, name: str) -> ModelStatus:
         return next(model for model in self.status.models if model.name == name)
 
-    def _update_model(self, name: str, **changes: Any) -> None:
+    def _update_model(self, name: str, **changes: object) -> None:
         models = tuple(replace(model, **changes) if model.name == name else model for model in self.status.models)
         self.status = replace(self.status, models=models)
 

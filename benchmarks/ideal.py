@@ -1,7 +1,7 @@
 """The ceiling: a camera pipeline written by hand for one model, with nothing that a product needs.
 
-`naive` reads, prepares, infers and decodes in one loop; `three_threads` is decode+prepare | infer | decode outputs, with
-queues of two. Runs as a process of its own, so that memory and CPU are its alone, and prints one JSON line.
+`naive` reads, prepares, infers and decodes in one loop; `three_threads` is decode+prepare | infer | decode outputs,
+with queues of two. Runs as a process of its own, so that memory and CPU are its alone, and prints one JSON line.
 
     python -m benchmarks.ideal naive|three_threads VIDEO MODEL THREADS [FPS]
 """
@@ -26,7 +26,7 @@ Array = NDArray[np.float32]
 SIZE = (320, 240)
 
 
-def prepare(frame: Any) -> Array:
+def prepare(frame: NDArray[np.uint8]) -> Array:
     """UltraFace's input from a BGR frame."""
     return cv2.dnn.blobFromImage(frame, 1 / 128, SIZE, (127, 127, 127), swapRB=True)
 

@@ -9,10 +9,11 @@ import json
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -33,9 +34,7 @@ class Account:
     @property
     def out_of_order(self) -> int:
         """How many events came, for the first time, after a later one of the same pipeline."""
-        return sum(
-            later < earlier for seqs in self.seqs.values() for earlier, later in zip(seqs, seqs[1:], strict=False)
-        )
+        return sum(later < earlier for seqs in self.seqs.values() for earlier, later in pairwise(seqs))
 
     def add(self, event: dict[str, Any]) -> None:
         """Take one event into the account."""
@@ -57,7 +56,7 @@ class Consumer:
 
     def __init__(
         self, port: int, *, host: str = "127.0.0.1", prefix: str = "holdfast", device: str = "+", acknowledge: bool = False,
-        name: str = "consumer", protocol: int = mqtt.MQTTv5,
+        name: str = "consumer", protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
     ) -> None:  # fmt: skip
         self._topic = f"{prefix}/devices/{device}/events/#"
         self._prefix = prefix
@@ -65,22 +64,22 @@ class Consumer:
         self._lock = threading.Condition()
         self.account = Account()
         self.subscribed = threading.Event()
-        is_v5 = protocol == mqtt.MQTTv5
+        is_v5 = protocol == MQTTProtocolVersion.MQTTv5
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=name, protocol=protocol, clean_session=None if is_v5 else False
         )
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self.subscribed.set()
         self._client.on_message = self._on_message
-        self._client.reconnect_delay_set(0.1, 1)
+        self._client.reconnect_delay_set(1, 1)
         options: dict[str, Any] = {}
         if is_v5:
             options["clean_start"] = False
-            options["properties"] = Properties(PacketTypes.CONNECT)
+            options["properties"] = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             options["properties"].SessionExpiryInterval = 3600
         self._client.connect_async(host, port, keepalive=10, **options)
 
-    def __enter__(self) -> Consumer:
+    def __enter__(self) -> Self:
         self._client.loop_start()
         return self
 

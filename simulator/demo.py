@@ -1,7 +1,8 @@
 """`holdfast demo`: the whole first flow on one machine, with nothing else installed, and an honest verdict at the end.
 
-An embedded broker, a generated camera and a generated sensor (or the user's video and model), a consumer that keeps an account. Half-way
-the link to the broker is cut for a moment. At the end every promise is checked; a broken one means a non-zero exit.
+An embedded broker, a generated camera and a generated sensor (or the user's video and model), a consumer that keeps
+an account. Half-way the link to the broker is cut for a moment. At the end every promise is checked; a broken
+one means a non-zero exit.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import paho.mqtt.client as mqtt
 import typer
-from rich.console import Console
+from paho.mqtt.enums import MQTTProtocolVersion
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from agent.app import Core
@@ -61,7 +62,7 @@ def demo(
         bundle = str(build_bundle(model, video, scratch)) if model else "parcels"
         broker = stack.enter_context(EmbeddedBroker())
         link = stack.enter_context(FaultyLink("127.0.0.1", broker.port))
-        consumer = stack.enter_context(Consumer(broker.port, protocol=mqtt.MQTTv311))
+        consumer = stack.enter_context(Consumer(broker.port, protocol=MQTTProtocolVersion.MQTTv311))
         paths = open_state(state_dir or scratch / "state")
         stack.enter_context(hold_state(paths))
         consumer.subscribed.wait(5)
@@ -148,7 +149,7 @@ class DemoRun:
         finally:
             self._ended.set()
 
-    def _screen(self) -> Any:
+    def _screen(self) -> RenderableType:
         return screen(self._core.status, self._consumer.account, self._note)
 
     def _moments(self) -> Iterator[None]:
@@ -165,7 +166,7 @@ class DemoRun:
                     return
                 if running_since_s is not None and self._seconds is not None:
                     elapsed_s = now_s - running_since_s
-                    is_cut(self._seconds / 2 <= elapsed_s < self._seconds / 2 + OUTAGE_S)
+                    is_cut(wanted=self._seconds / 2 <= elapsed_s < self._seconds / 2 + OUTAGE_S)
                     if elapsed_s >= self._seconds:
                         return
                 yield
@@ -175,7 +176,7 @@ class DemoRun:
         """Give a function that cuts and restores the link; the link is whole again afterwards."""
         is_cut_now = False
 
-        def cut(wanted: bool) -> None:
+        def cut(*, wanted: bool) -> None:
             nonlocal is_cut_now
             if wanted == is_cut_now or (self._seconds or 0) < SHORTEST_WITH_OUTAGE_S:
                 return
@@ -207,9 +208,7 @@ def summary(status: Status, account: Account) -> list[str]:
         f"{sum((outbox.lost or {}).values())} lost; the consumer has {len(account.ids)} "
         f"({account.duplicates} came twice, {account.out_of_order} out of order)"
     ]
-    for model in status.models:
-        if model.plan:
-            lines.append(f"{model.name}: {model.plan.chosen.label}: {model.plan.reason}")
+    lines += [f"{each.name}: {each.plan.chosen.label}: {each.plan.reason}" for each in status.models if each.plan]
     for pipeline in status.pipelines:
         if pipeline.beat:
             age = pipeline.beat["stages"]["age"]
@@ -231,12 +230,14 @@ def broken_promises(status: Status, account: Account) -> list[str]:
         broken.append(f"{lost} events were lost and {outbox.queued} did not leave within {FAREWELL_S:.0f} s")
     if account.out_of_order or account.clashes:
         broken.append(f"{account.out_of_order} events came out of order, {account.clashes} shared a number")
-    for pipeline in status.pipelines:
-        if pipeline.beat is None or not pipeline.beat["samples"]:
-            broken.append(f"{pipeline.name} brought nothing through")
-    for model in status.models:
-        if model.plan and model.nodes and set(model.nodes) != {model.plan.chosen.provider}:
-            broken.append(f"{model.name} was to run on {model.plan.chosen.provider}, but ran on {model.nodes}")
+    broken += [
+        f"{each.name} brought nothing through" for each in status.pipelines if not each.beat or not each.beat["samples"]
+    ]
+    broken += [
+        f"{each.name} was to run on {each.plan.chosen.provider}, but ran on {each.nodes}"
+        for each in status.models
+        if each.plan and each.nodes and set(each.nodes) != {each.plan.chosen.provider}
+    ]
     broken += [f"{each.name}: {each.text}" for each in status.conditions if each.severity == "error"]
     return broken
 
