@@ -55,9 +55,16 @@ class Consumer:
     """Subscribes to a device's events with a session that survives reconnects; acknowledges each when asked to."""
 
     def __init__(
-        self, port: int, *, host: str = "127.0.0.1", prefix: str = "holdfast", device: str = "+", acknowledge: bool = False,
-        name: str = "consumer", protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
-    ) -> None:  # fmt: skip
+        self,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        prefix: str = "holdfast",
+        device: str = "+",
+        acknowledge: bool = False,
+        name: str = "consumer",
+        protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
+    ) -> None:
         self._topic = f"{prefix}/devices/{device}/events/#"
         self._prefix = prefix
         self._acknowledge = acknowledge
