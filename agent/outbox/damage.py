@@ -79,31 +79,24 @@ def salvage(path: Path) -> Iterator[list[Row]]:
     except sqlite3.Error:
         return
     with contextlib.closing(connection):
-        reached = 0
-        for batch in _walk(connection, _FORWARD, lambda: (reached, _BATCH)):
-            reached = max(reached, batch[-1][0])
+        reached, limit = 0, (1 << 63) - 1
+        while batch := _read(connection, _FORWARD, (reached, _BATCH)):
+            reached = batch[-1][0]
             yield from _plausible(batch)
-        limit = (1 << 63) - 1
-        for batch in _walk(connection, _BACKWARD, lambda: (limit, reached, _BATCH)):
+        while batch := _read(connection, _BACKWARD, (limit, reached, _BATCH)):
             limit = batch[-1][0]
             yield from _plausible(batch)
 
 
-def _walk(connection: sqlite3.Connection, query: str, arguments: object) -> Iterator[list[Row]]:
-    assert callable(arguments)
-    while True:
-        batch: list[Row] = []
-        try:
-            for row in connection.execute(query, arguments()):
-                batch.append(row)  # noqa: PERF402  one by one, so that what came before the damage is kept
-        except (sqlite3.Error, OverflowError) as error:
-            log.warning("salvage: %s", error)
-            if batch:
-                yield batch
-            return
-        if not batch:
-            return
-        yield batch
+def _read(connection: sqlite3.Connection, query: str, arguments: tuple[int, ...]) -> list[Row]:
+    """Return the rows up to the first that cannot be read."""
+    batch: list[Row] = []
+    try:
+        for row in connection.execute(query, arguments):
+            batch.append(row)  # noqa: PERF402  one by one, so that what came before the damage is kept
+    except (sqlite3.Error, OverflowError) as error:
+        log.warning("salvage: %s", error)
+    return batch
 
 
 def _plausible(batch: list[Row]) -> Iterator[list[Row]]:

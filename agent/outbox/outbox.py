@@ -113,7 +113,7 @@ class Outbox:
         try:
             payload = self._envelope.seal(message, seq, model)
         except (ValueError, TypeError) as error:
-            log.error("event refused: %s: %r", error, message)
+            log.warning("event refused: %s: %r", error, message)
             self._losses.add(pipeline, "invalid", 1, seq, seq)
             return self._commit_within(now)
         self._pending.append(Stored(seq, pipeline, payload))
@@ -229,8 +229,7 @@ class Outbox:
     def _write(self, now: float, *, free_bytes: int = 0) -> list[Action]:
         """Commit once.
 
-        Args:
-            free_bytes: Make so much room beyond what the quota asks for.
+        `free_bytes`: make so much room beyond what the quota asks for.
 
         Raises:
             WriteRefusedError: nothing changed, neither on disk nor here.

@@ -170,7 +170,8 @@ class EventStore:
     def shrink_step(self) -> bool:
         """Give up to 1 MiB back to the file system (a few ms); return whether there is more."""
         with self._translated("write"):
-            self._connection.execute(f"PRAGMA incremental_vacuum({VACUUM_STEP_PAGES})").fetchall()
+            # Not `execute`: the pragma gives one row without columns for each page, and `execute` stops at the first.
+            self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_STEP_PAGES})")
             more = self.has_slack
             if not more:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

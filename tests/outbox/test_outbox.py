@@ -122,7 +122,7 @@ def test_a_denied_pipeline_waits_and_the_others_go_on(bench: Bench) -> None:
     bench.connect()
     for publish in list(bench.published):
         bench.answer(publish, 0x87 if publish.pipeline == "door" else 0)
-    bench.published = [publish for publish in bench.published[2:]]
+    bench.published = bench.published[2:]
     assert {publish.pipeline for publish in bench.published} == {"yard"}
     bench.answer_all()
     condition = bench.conditions["publish-denied/door"]
