@@ -209,7 +209,9 @@ def test_consumer_that_stops_in_the_middle_gets_everything_again_in_order(make_b
     assert seqs(bench.published) == [2, 4, 5]
 
 
-@pytest.mark.parametrize("payload", [b"", b"{", b"null", b'"1"', b"[true]", b"[1.5]", b'{"seq": {}}', b"\xff", b"[" * 9999])
+@pytest.mark.parametrize(
+    "payload", [b"", b"{", b"null", b'"1"', b"[true]", b"[1.5]", b'{"seq": {}}', b"\xff", b"[" * 9999]
+)
 def test_nonsense_on_the_ack_topic_deletes_nothing(make_bench: Make, payload: bytes) -> None:
     bench = make_bench(delivery="consumer")
     bench.record()
