@@ -1,4 +1,4 @@
-"""A real RTSP server (GStreamer's) in a process of its own, with a real camera's faults: it stops, freezes, wants a login.
+"""A real RTSP server (GStreamer's) in a process of its own, with a camera's faults: it stops, freezes, wants a login.
 
 Takes a video file or nothing (then a moving test pattern), gives a URL, and never uses a fixed port. gst-rtsp-server
 is reached through the system's Python, because `gi` lives there and not in a virtual environment. Refuses to start
