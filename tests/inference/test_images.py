@@ -78,6 +78,25 @@ def test_ultraface_input_is_what_one_blob_call_gives() -> None:
     np.testing.assert_array_equal(ImagePreprocessor(image).tensor(PICTURE), expected)
 
 
+@pytest.mark.parametrize("size", [(400, 200), (200, 400), (300, 300), (90, 70)], ids=str)
+@pytest.mark.parametrize("resize_type", ["standard", "fit_to_window", "fit_to_window_letterbox", "crop"])
+def test_placement_says_where_things_are_in_the_tensor(resize_type: str, size: tuple[int, int]) -> None:
+    """A white square is looked for in the tensor where the placement says it must be."""
+    width, height = size
+    image = ImageInput(width=160, height=120, resize_type=resize_type)  # type: ignore[arg-type]
+    preprocessor = ImagePreprocessor(image)
+    pixels = np.zeros((height, width, 3), np.uint8)
+    left, top, right, bottom = width * 40 // 100, height * 45 // 100, width * 55 // 100, height * 60 // 100
+    pixels[top:bottom, left:right] = 255
+    placement = preprocessor.place(pixels)
+    ys, xs = np.nonzero(preprocessor.tensor(pixels)[0, 0] >= 128)
+    found = np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]], np.float32)
+    (expected,) = placement.to_input(np.array([[left, top, right, bottom]], np.float32))
+    np.testing.assert_allclose(found[0], expected, atol=1.5)
+    back = max(1 / scale for scale in placement.scale)
+    np.testing.assert_allclose(placement.to_frame(found)[0], [left, top, right, bottom], atol=1.5 * back)
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_tensor_never_shares_memory_with_the_frame(layout: str, dtype: str) -> None:

@@ -50,7 +50,7 @@ def test_one_nan_or_infinity_anywhere_is_an_error_never_an_empty_answer(
     outputs = {name: np.zeros(shape, np.float32) for name, shape in CASES[model_type][1].items()}
     decode(outputs, selection, PLACEMENT)
     outputs[output].reshape(-1)[-1] = value
-    with pytest.raises(CandidateError, match="(?i)nan|inf"):
+    with pytest.raises(CandidateError, match=r"(?i)nan|inf"):
         decode(outputs, selection, PLACEMENT)
 
 

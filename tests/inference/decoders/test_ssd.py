@@ -72,7 +72,7 @@ def test_impossible_count_is_refused(count: float, tensorflow: tuple[list[Tensor
 def test_class_without_a_label_is_refused(tensorflow: tuple[list[TensorSpec], list[TensorSpec]]) -> None:
     """A label list that is shifted by one names a dog a person; one too short is seen here."""
     decoder = Decoder(model_type="ssd", labels=("person", "dog"))
-    with pytest.raises(CandidateError, match="class ids from 0 to 1, .* found 1 to 2"):
+    with pytest.raises(CandidateError, match=r"class ids from 0 to 1, .* found 1 to 2"):
         SsdDecoder(decoder, IMAGE, *tensorflow).decode(tensorflow_outputs(), Selection.of(decoder), PLACEMENT)
 
 
