@@ -34,6 +34,9 @@ _READING_S = 0.125
 _EPOCH_FROM_S = 1e9
 """Seconds from here up (September 2001) count from 1970; smaller ones from the file's own beginning."""
 
+_LATEST_S = 2.5e11
+"""The end of the year 9891, as seconds since 1970; what lies beyond counts milliseconds, or nothing."""
+
 
 def open_csv(
     settings: SensorSource, *, name: str, clock: Clock, stop: threading.Event, first_id: int
@@ -91,7 +94,7 @@ class CsvSource:
             return None
         try:
             return next(self._readings, None)
-        except (OSError, ValueError, csv.Error) as error:
+        except (OSError, ValueError, OverflowError, csv.Error) as error:
             if self._closed:
                 return None
             raise SourceError(f"reading stopped: {error}", where=str(self._path), hint="check the file") from error
@@ -174,17 +177,11 @@ class CsvSource:
             return math.nan
 
     def _time(self, text: str) -> float:
-        text = text.strip()
-        try:
-            return float(text)
-        except ValueError:
-            pass
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
+        seconds = _seconds(text.strip())
+        if not abs(seconds) <= _LATEST_S:
             self.invalid += 1
             return math.nan
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return seconds
 
     def _timing(self, rows: _Rows, rate_hz: float | None) -> tuple[float, float]:
         """Return the rate, and by how many seconds a step between rows may exceed the period without being a gap.
@@ -208,7 +205,7 @@ class CsvSource:
             raise OperatorError(
                 f"the column `{TIME_COLUMN}` does not tell the rate: it holds no two rising times",
                 where=str(self._path),
-                hint="write times as RFC 3339 (2026-01-31T12:00:00.125Z) or as seconds",
+                hint="write times as RFC 3339 (2026-01-31T12:00:00.125Z) or as seconds, not milliseconds",
             )
         regular = steps[(steps >= 0) & (steps <= 2.5 * np.median(steps[steps > 0]))]
         period_s = float(np.mean(regular))
@@ -263,6 +260,19 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _seconds(text: str) -> float:
+    """Return seconds since 1970, or those written; NaN where `text` is neither. Without an offset it is UTC."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return math.nan
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _columns(header: list[str], wanted: tuple[str, ...], path: Path) -> list[int]:

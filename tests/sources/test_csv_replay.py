@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agent.errors import OperatorError
 from agent.sources.csv_replay import open_csv
@@ -142,6 +144,14 @@ def test_an_unreadable_time_is_counted_and_bridged(opened):
     assert source.invalid == 1
 
 
+@pytest.mark.parametrize("time", ["1e300", "inf", "-1e18", "9999-12-31T23:59:59-12:00"])
+def test_a_time_beyond_the_calendar_is_an_unreadable_one(opened, time):
+    """One such cell must not end the recording with an overflow."""
+    source = opened(f"time,value\n0.0,1\n0.1,2\n{time},3\n0.3,4\n")
+    assert len(values(source)) == 4
+    assert source.invalid == 1
+
+
 def test_own_pace_takes_as_long_as_the_recording(opened):
     """Also over a gap: the machine was off then."""
     clock = SteppedClock()
@@ -176,6 +186,7 @@ def test_repeat_goes_on_in_time(opened):
         pytest.param("time\n1\n2\n", {}, "no column but", id="only-time"),
         pytest.param("value\n1\n", {}, "rate_hz", id="no-rate"),
         pytest.param("time,value\nx,1\ny,2\n", {}, "RFC 3339", id="no-time-readable"),
+        pytest.param("time,value\n1772323200000,1\n1772323200100,2\n", {}, "milliseconds", id="milliseconds"),
         pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(100), {}, "UTF-8", id="picture"),
         pytest.param("a,b\n1,2\n".encode("utf-16"), {}, "UTF-8", id="utf-16"),
         pytest.param(b"abc" + bytes(300), {}, "text file", id="nul"),
@@ -187,6 +198,22 @@ def test_files_that_are_no_recording_are_refused_with_the_way_out(opened, conten
         opened(content, **settings)
     assert told in str(caught.value)
     assert "sensor.csv" in str(caught.value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=80)
+    | st.text('0123456789.,;-eE\n\r"\ttimevalu ', max_size=80).map(lambda text: "time,value\n" + text)
+)
+def test_whatever_lies_in_the_file_is_read_or_refused(opened, content):
+    """A file from a USB stick may be cut off or be something else."""
+    try:
+        source = opened(content, rate_hz=10)
+    except OperatorError:
+        return
+    for reading in source:
+        assert len(reading.values) > 0
+        assert not np.isinf(reading.values).any()
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.errors import OperatorError, SourceError
 from agent.sources.mqtt_topic import InvalidPayloadError, TopicSource, decode_payload
@@ -100,6 +103,32 @@ def test_every_other_payload_is_refused_and_nothing_else_breaks(payload, columns
     """An exception of another kind would take the pipeline down."""
     with pytest.raises(InvalidPayloadError):
         decode_payload(payload, columns)
+
+
+JSON_LIKE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["x", "y", "time", "value"]), inner),
+    max_leaves=12,
+)
+
+
+@given(
+    st.binary(max_size=60)
+    | st.text('0123456789.,-+eE\n[]{}:"xnula ', max_size=40).map(str.encode)
+    # Python's own JSON writes NaN and Infinity, as many sensors' firmware does.
+    | JSON_LIKE.map(lambda value: json.dumps(value).encode()),
+    st.sampled_from([(), ("x",), ("x", "y")]),
+)
+def test_whatever_arrives_becomes_finite_values_and_holes_or_is_refused(payload, columns):
+    """Anybody may publish anything."""
+    try:
+        values = decode_payload(payload, columns).values
+    except InvalidPayloadError:
+        return
+    assert values.ndim == 2
+    assert values.size > 0
+    assert values.dtype == np.float32
+    assert not np.isinf(values).any()
 
 
 def test_bad_payloads_are_counted_and_skipped():
