@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from agent.clock import SystemClock
 
 CLOCK = SystemClock()

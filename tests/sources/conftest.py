@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from agent.clock import SystemClock
 from agent.sources.settings import CameraSource
 

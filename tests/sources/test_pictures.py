@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from agent.errors import OperatorError, SourceError
 from agent.sources.pictures import open_pictures
 from simulator.clock import VirtualClock

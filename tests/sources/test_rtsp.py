@@ -6,6 +6,7 @@ import socket
 import threading
 
 import pytest
+
 from agent.clock import SystemClock
 from agent.errors import OperatorError, SourceError
 from agent.sources.rtsp import open_rtsp
@@ -64,7 +65,7 @@ def test_killed_server_ends_the_source_and_can_be_opened_again_when_it_is_back(r
 
 def test_wrong_password_is_the_operators_to_correct_and_stays_secret(rtsp_server, open_with):
     """Trying it again every second would lock the account; printing it would give it away."""
-    server = rtsp_server(user="admin", password="correct")  # noqa: S106
+    server = rtsp_server(user="admin", password="correct")
     wrong = server.url.replace("correct", "hunter2")
     with pytest.raises(OperatorError, match="refused the user or the password") as caught:
         open_with(open_rtsp, wrong)

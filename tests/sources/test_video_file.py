@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from agent.errors import OperatorError
 from agent.sources.video_file import open_video_file
 from simulator.clock import START, VirtualClock

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from agent.clock import SystemClock
 from agent.device.plan import Candidate
 from agent.device.profile import Limits
 from agent.trial.running import STOPPED, run_trial
@@ -120,9 +120,7 @@ def test_stop_ends_a_trial_at_once(pretend, tmp_path):
     stop = threading.Event()
 
     def stop_when_running() -> None:
-        deadline = time.monotonic() + 20
-        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
         stop.set()
 
     threading.Thread(target=stop_when_running, daemon=True).start()
@@ -152,8 +150,12 @@ def test_nonsense_from_a_child_is_a_refusal(pretend, tmp_path, body, text):
 
 
 def assert_gone(pid: int) -> None:
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, f"process {pid} is still there"
-        time.sleep(0.02)
-    assert os.getpid() != pid
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    clock = SystemClock()
+    deadline_s = clock.monotonic() + timeout_s
+    while not condition():
+        assert clock.monotonic() < deadline_s
+        clock.wait(threading.Event(), 0.02)
