@@ -28,8 +28,8 @@ EQUAL_P99 = 1.05
 FP32_AGREEMENT = 0.99
 """fp32 gave the golden answers; on another device only a rare near-tie in suppression may fall the other way."""
 QUANTIZED_AGREEMENT = 0.9
-"""The builder gated the variant by its task metric. What a trial must catch is a device whose arithmetic breaks it
-(saturating int8, a provider that computes in its own precision), and that costs far more than a tenth of the objects."""
+"""The builder gated the variant by its task metric. What a trial must catch is a device whose arithmetic breaks it:
+saturating int8, a provider that computes in its own precision. That costs far more than a tenth of the objects."""
 MOST_NODES = 0.5
 """A candidate with less than this share of the graph on its own provider is not what it claims to be."""
 
@@ -52,7 +52,7 @@ def candidates(facts: Facts, profile: Profile, manifest: Manifest) -> tuple[list
 def resolve_threads(threads: int | Literal["half", "physical"], cores: int) -> int:
     """Return a number of threads for `cores` usable cores: at least 1, never more than there are cores.
 
-    More threads than physical cores only wait for each other (see facts of ONNX Runtime's own tuning guide).
+    More threads than physical cores only wait for each other.
     """
     wanted = {"half": cores // 2, "physical": cores}[threads] if isinstance(threads, str) else threads
     return max(1, min(wanted, cores))
@@ -137,6 +137,7 @@ def choose(
     facts: Facts,
     profile: Profile,
     manifest: Manifest,
+    *,
     digest: str,
     outcomes: Sequence[Outcome],
     made_at: str,
@@ -169,6 +170,14 @@ def choose(
         outcomes=tuple(judged),
         made_at=made_at,
     )
+
+
+def still_holds(plan: Plan, profile: Profile, found: Sequence[Candidate]) -> bool:
+    """Return whether a stored plan may be used again: made with this profile, and its choice is still a candidate.
+
+    The key has covered hardware, bundle and runtime; an operator may have edited or renamed the profile since.
+    """
+    return plan.profile == profile.name and plan.chosen in found
 
 
 def rank(measured: Sequence[tuple[Candidate, Measurement]]) -> list[tuple[Candidate, Measurement]]:
@@ -210,8 +219,8 @@ def _best(left: list[tuple[Candidate, Measurement]]) -> tuple[Candidate, str]:
 
 
 def _nothing_left(profile: Profile, manifest: Manifest, judged: Sequence[Outcome]) -> CandidateError:
-    lines = "".join(f"\n  {each.candidate.label}: {each.refusal}" for each in judged)
+    lines = "".join(f"\n  {each.candidate.label}: {each.refusal}" for each in judged) or " it is empty"
     return CandidateError(
-        f"nothing in profile {profile.name} can run bundle {manifest.name} {manifest.version}:{lines or ' it is empty'}",
+        f"nothing in profile {profile.name} can run bundle {manifest.name} {manifest.version}:{lines}",
         hint="see `holdfast device show` for what is here; loosen the limits, or name another profile under `device:`",
     )

@@ -117,7 +117,7 @@ def select(facts: Facts, profiles: Sequence[Profile], name: str | None = None) -
         OperatorError: no profile matches, two equally specific ones do, or `name` is not among them.
     """
     mismatches = {profile.name: mismatch(profile.match, facts) for profile in profiles}
-    chosen = _named(name, profiles) if name else _most_specific([p for p in profiles if mismatches[p.name] is None])
+    chosen = named(name, profiles) if name else _most_specific([p for p in profiles if mismatches[p.name] is None])
     return Selection(chosen, tuple(_verdict(profile, chosen, mismatches[profile.name], name) for profile in profiles))
 
 
@@ -160,7 +160,12 @@ def specificity(match: Match) -> Specificity:
     )
 
 
-def _named(name: str, profiles: Sequence[Profile]) -> Profile:
+def named(name: str, profiles: Sequence[Profile]) -> Profile:
+    """Return the profile of that name.
+
+    Raises:
+        OperatorError: there is none, with the nearest name.
+    """
     for profile in profiles:
         if profile.name == name:
             return profile

@@ -1,7 +1,8 @@
 """Golden answers: what fp32 said about a bundle's golden samples, as JSON, and how close another answer comes to it.
 
-Takes and gives answers; reads no files and runs no model. The builder writes these documents and uses the same
-comparison for its task metric, so that a variant that passed on the workbench is judged alike on the device.
+Takes a bundle's golden samples and a model's answers; gives samples, documents, and how far two answers agree. It runs
+no model. The builder writes these documents and uses the same comparison for its task metric, so that a variant that
+passed on the workbench is judged alike on the device.
 
 The documents, one a golden sample:
 
@@ -12,6 +13,7 @@ The documents, one a golden sample:
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -20,8 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from agent.bundle.manifest import Decoder, GoldenSample, ImageInput, SignalInput
+from agent.bundle.reader import Bundle
+from agent.clock import Clock
 from agent.errors import BundleError
 from agent.inference.answers import Answer, Classes, Detections, Score
+from agent.sources.sample import Frame, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ def agreement(expected: Answer, actual: Answer, tolerance: Tolerance, *, thresho
         case Detections(), Detections():
             return _detection_f1(expected, actual, tolerance, threshold)
         case Classes(), Classes():
-            return float(_same_top_class(expected, actual, tolerance))
+            return float(_same_top_class(expected, actual, tolerance, threshold))
         case Score(), Score():
             scale = max(abs(expected.value), abs(threshold))
             return float(abs(actual.value - expected.value) <= tolerance.relative * scale)  # False for NaN
@@ -194,9 +200,75 @@ def iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.f
     return shares
 
 
-def _same_top_class(expected: Classes, actual: Classes, tolerance: Tolerance) -> bool:
+def _same_top_class(expected: Classes, actual: Classes, tolerance: Tolerance, threshold: float) -> bool:
     """Whether the top class is the golden one, or one whose golden score is as good within the tolerance."""
-    if not len(actual.class_ids) or not len(expected.class_ids):
-        return len(actual.class_ids) == len(expected.class_ids)
+    if not np.isfinite(actual.scores).all():
+        return False
+    if not len(expected.scores) or not len(actual.scores):
+        # One of them, or both, found nothing above the threshold: alike when the other's best is hardly above it.
+        return all(score <= threshold + tolerance.score for score in (*expected.scores[:1], *actual.scores[:1]))
     as_good = expected.class_ids[expected.scores >= expected.scores[0] - tolerance.score]
-    return bool(np.isfinite(actual.scores).all() and actual.class_ids[0] in as_good)
+    return bool(actual.class_ids[0] in as_good)
+
+
+def threshold_of(decoder: Decoder) -> float:
+    """Return what `agreement` calls the threshold, for this decoder."""
+    if decoder.model_type == "anomaly":
+        return decoder.anomaly_threshold or 0.0
+    return decoder.confidence_threshold
+
+
+def read_sample(bundle: Bundle, golden: GoldenSample, number: int, clock: Clock) -> Frame | Window:
+    """Read one golden sample's input from the bundle: a picture becomes a Frame, an array a Window.
+
+    Raises:
+        BundleError: the blob is damaged, or is no picture (JPEG or PNG) or no .npy file of the right shape.
+    """
+    content = bundle.read_blob(golden.input)
+    where = str(bundle.blob_path(golden.input))
+    try:
+        return sample_from(bundle.manifest.input, content, number, clock)
+    except BundleError as error:
+        raise BundleError(error.message, where=where, hint="build the bundle again") from error
+
+
+def sample_from(spec: ImageInput | SignalInput, content: bytes, number: int, clock: Clock) -> Frame | Window:
+    """Make a sample from a picture's bytes (JPEG, PNG) or those of a .npy file of float32 (window_size, channels).
+
+    Raises:
+        BundleError: the content is neither.
+    """
+    if isinstance(spec, ImageInput):
+        return Frame("golden", number, clock.now(), clock.monotonic(), _read_picture(content))
+    return _window(spec, _read_array(content, (spec.window_size, len(spec.channels))), number, clock)
+
+
+def blank_sample(spec: ImageInput | SignalInput, clock: Clock) -> Frame | Window:
+    """Return a black picture of the input's own size, or a window of zeros: for a bundle without golden samples."""
+    if isinstance(spec, ImageInput):
+        return Frame("blank", 0, clock.now(), clock.monotonic(), np.zeros((spec.height, spec.width, 3), np.uint8))
+    return _window(spec, np.zeros((spec.window_size, len(spec.channels)), np.float32), 0, clock)
+
+
+def _window(spec: SignalInput, values: NDArray[np.float32], number: int, clock: Clock) -> Window:
+    return Window("golden", number, clock.now(), clock.monotonic(), values, spec.rate_hz, missing_share=0.0)
+
+
+def _read_picture(content: bytes) -> NDArray[np.uint8]:
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    if pixels is None:
+        raise BundleError("a golden sample is no picture that can be read")
+    return pixels.astype(np.uint8, copy=False)
+
+
+def _read_array(content: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    try:
+        values = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BundleError(f"a golden sample is no .npy file: {error}") from error
+    if getattr(values, "shape", None) != shape or values.dtype != np.float32:
+        found = f"{getattr(values, 'dtype', type(values).__name__)} {getattr(values, 'shape', '')}"
+        raise BundleError(f"a golden sample has the wrong form: expected float32 {shape}, found {found}")
+    return np.asarray(values, np.float32)

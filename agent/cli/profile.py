@@ -1,0 +1,139 @@
+"""`holdfast profile`: the kinds of device that Holdfast knows, and which of them this one is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.device.profile import Match, Profile
+from agent.errors import ConfigurationError, OperatorError
+
+app = typer.Typer(help="The kinds of device that Holdfast knows, and which one this is.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--folder", help="A folder with profiles of your own; one of the same name replaces a shipped one."),
+]
+
+
+@app.command("list")
+def list_profiles(*, folder: Folder = None, as_json: AsJson = False) -> None:
+    """List every profile with its conditions."""
+    profiles = load(folder)
+    if as_json:
+        typer.echo(json.dumps([profile.model_dump(mode="json") for profile in profiles], indent=2))
+        return
+    _print_table(
+        ("Profile", "Matches", "Description"),
+        [(profile.name, conditions(profile.match), profile.description) for profile in profiles],
+    )
+
+
+@app.command()
+def show(name: str, *, folder: Folder = None, as_json: AsJson = False) -> None:
+    """Show one profile: what it tries, within which limits."""
+    from agent.device.profiles import named
+
+    profile = named(name, load(folder))
+    if as_json:
+        typer.echo(profile.model_dump_json(indent=2))
+        return
+    limits, tune = profile.limits, profile.tune
+    p99 = "" if limits.p99_ms is None else f", p99 up to {limits.p99_ms:g} ms"
+    typer.echo(f"{profile.name}: {profile.description}")
+    typer.echo(f"Matches: {conditions(profile.match)}")
+    typer.echo(f"Limits: {limits.memory_mb} MiB{p99}, {limits.trial_s:g} s for one trial")
+    typer.echo(f"Tuning: {tune.mode}, up to {tune.budget_s:g} s")
+    _print_table(
+        ("Provider", "Device", "Variants", "Threads", "Options"),
+        [
+            (
+                candidate.provider,
+                candidate.device_type,
+                ", ".join(candidate.variants),
+                ", ".join(map(str, candidate.threads)),
+                ", ".join(f"{key}={value}" for key, value in (candidate.options | candidate.session_options).items()),
+            )
+            for candidate in profile.candidates
+        ],
+    )
+
+
+@app.command()
+def check(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder with profiles of your own, checked with ours.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Check every profile: keys, types, pairs that nothing decides between, profiles that are never selected."""
+    from agent.device.profiles import check as check_profiles
+
+    profiles = load(folder)
+    problems = check_profiles(profiles)
+    if as_json:
+        fields = ("where", "key", "message", "hint")
+        typer.echo(json.dumps([{field: getattr(each, field) for field in fields} for each in problems], indent=2))
+        if problems:
+            raise typer.Exit(ConfigurationError.exit_code)
+        return
+    if problems:
+        raise ConfigurationError(problems)
+    typer.echo(f"{len(profiles)} profiles, no problem found.")
+
+
+@app.command()
+def explain(*, folder: Folder = None, as_json: AsJson = False) -> None:
+    """Say which profile this device gets, and why no other."""
+    from agent.device.probing import probe_facts
+    from agent.device.profiles import select
+
+    selection = select(probe_facts(), load(folder))
+    if as_json:
+        verdicts = [
+            {"profile": each.profile, "matches": each.is_match, "text": each.text} for each in selection.verdicts
+        ]
+        typer.echo(json.dumps({"selected": selection.profile.name, "verdicts": verdicts}, indent=2))
+        return
+    _print_table(("Profile", "Verdict"), [(each.profile, each.text) for each in selection.verdicts])
+
+
+def load(folder: Path | None) -> list[Profile]:
+    """Return the shipped profiles and those of `folder`.
+
+    Raises:
+        ConfigurationError: a file is no profile.
+        OperatorError: the folder does not exist.
+    """
+    from agent import resources
+    from agent.device.profiles import load_profiles
+
+    if folder is not None and not folder.is_dir():
+        raise OperatorError("there is no such folder", where=str(folder), hint="name a folder of *.yaml files")
+    return load_profiles([resources.device_profiles(), *([folder] if folder else [])])
+
+
+def conditions(match: Match) -> str:
+    """Return a match in words: `architecture aarch64, board Raspberry Pi 5`."""
+    words = []
+    for key, value in match.model_dump(exclude_defaults=True).items():
+        text = " ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+        words.append(f"{key.replace('_', ' ')} {text}")
+    return ", ".join(words) or "any device"
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console().print(table)

@@ -1,0 +1,161 @@
+"""One trial as core sees it: whatever the child does, there is an outcome and no child is left."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agent.clock import SystemClock
+from agent.device.plan import Candidate
+from agent.device.profile import Limits
+from agent.trial.running import STOPPED, run_trial
+
+CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """Replace the child by a Python script, so that it can crash, hang or lie on cue."""
+
+    def use(body: str) -> None:
+        import sys
+
+        script = tmp_path / "child.py"
+        script.write_text("import json, os, sys, time\nrequest = json.loads(sys.stdin.readline())\n" + body)
+        monkeypatch.setattr("agent.childprocess.command_line", lambda role: [sys.executable, str(script)])
+
+    return use
+
+
+def trial(folder: Path, candidate: Candidate = CPU, stop: threading.Event | None = None, **limits: float):
+    return run_trial(folder, candidate, Limits(**limits), stop or threading.Event())
+
+
+def test_measures_a_real_bundle_and_agrees_with_its_golden_answers(make_tiny_bundle):
+    """The whole way through a real child process: without this the plan is fiction."""
+    outcome = trial(make_tiny_bundle())
+
+    assert outcome.refusal is None
+    measured = outcome.measurement
+    assert measured.golden_agreement == 1.0
+    assert measured.runs >= 30
+    assert 0 < measured.p50_ms <= measured.p95_ms <= measured.p99_ms
+    assert measured.load_ms > 0
+    assert measured.cpu_ms_per_run > 0
+    assert 20e6 < measured.peak_rss_bytes < 500e6
+    assert measured.nodes["CPUExecutionProvider"] >= 3
+
+
+def test_a_variant_with_other_answers_shows_in_the_agreement(make_tiny_bundle, tiny_classifier):
+    """A checker says this model is fine; only the golden samples tell that it is wrong."""
+    folder = make_tiny_bundle({"int8": tiny_classifier(gain=-1.0)})
+
+    outcome = trial(folder, Candidate("CPUExecutionProvider", "cpu", "int8", 1))
+
+    assert outcome.measurement.golden_agreement == 0.0
+
+
+def test_a_bundle_without_golden_samples_is_measured_on_a_blank_picture(make_tiny_bundle):
+    """A bundle made from a bare model file has no golden samples and must still get a plan."""
+    outcome = trial(make_tiny_bundle(golden=[]))
+
+    assert outcome.measurement.golden_agreement is None
+    assert outcome.measurement.runs >= 30
+
+
+def test_a_damaged_model_is_a_refusal_with_its_path(make_tiny_bundle):
+    """Half a download must not become a traceback."""
+    folder = make_tiny_bundle({"fp32": b"\x08\x08 this is no model"})
+
+    outcome = trial(folder)
+
+    assert "not a whole, valid ONNX model" in outcome.refusal
+    assert str(folder) in outcome.refusal
+
+
+def test_a_provider_that_is_not_there_is_a_refusal(make_tiny_bundle):
+    """Silent fallback to the CPU is what the trial exists to prevent."""
+    outcome = trial(make_tiny_bundle(), Candidate("CUDAExecutionProvider", "gpu", "fp32", 1))
+
+    assert "CUDAExecutionProvider is not available" in outcome.refusal
+
+
+def test_a_crash_is_a_refusal_with_last_words(pretend, tmp_path):
+    """A vendor's driver that segfaults must cost one candidate, not the agent."""
+    pretend("print('driver: bad register 0x17', file=sys.stderr, flush=True); os.kill(os.getpid(), 11)")
+
+    outcome = trial(tmp_path)
+
+    assert "SIGSEGV" in outcome.refusal
+    assert "bad register 0x17" in outcome.refusal
+
+
+def test_a_hang_is_killed_after_the_time_limit(pretend, tmp_path):
+    """An NPU that never answers must not stop the agent from starting."""
+    pretend(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+
+    outcome = trial(tmp_path, trial_s=0.5)
+
+    assert "no answer within 0.5 s" in outcome.refusal
+    assert_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_too_much_memory_is_killed(pretend, tmp_path):
+    """A model built to eat memory must not take the device down."""
+    pretend("held = bytearray(300 << 20); time.sleep(60)")
+
+    outcome = trial(tmp_path, memory_mb=128)
+
+    assert "the limit is 128 MiB" in outcome.refusal
+
+
+def test_stop_ends_a_trial_at_once(pretend, tmp_path):
+    """SIGTERM during the first plan must be obeyed within two seconds."""
+    pretend(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    stop = threading.Event()
+
+    def stop_when_running() -> None:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        stop.set()
+
+    threading.Thread(target=stop_when_running, daemon=True).start()
+    outcome = trial(tmp_path, stop=stop)
+
+    assert outcome.refusal == STOPPED
+    assert_gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        pytest.param("sys.exit(3)", "status 3", id="exit"),
+        pytest.param("print('hello')", "status 0", id="no-json"),
+        pytest.param(
+            f"print({json.dumps(json.dumps({'is': 'measured', 'measurement': {'runs': 'x'}}))})",
+            "no measurement",
+            id="lie",
+        ),
+    ],
+)
+def test_nonsense_from_a_child_is_a_refusal(pretend, tmp_path, body, text):
+    """Nothing that a broken child says may be taken for a measurement."""
+    pretend(body)
+
+    assert text in trial(tmp_path).refusal
+
+
+def assert_gone(pid: int) -> None:
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    clock = SystemClock()
+    deadline_s = clock.monotonic() + timeout_s
+    while not condition():
+        assert clock.monotonic() < deadline_s
+        clock.wait(threading.Event(), 0.02)
