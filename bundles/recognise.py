@@ -135,7 +135,8 @@ def _family(tensors: Tensors, said: ModelType | None, labels_count: int | None, 
     found = [
         each
         for each in recognise(tensors.outputs, tensors.inputs, tensors.metadata)
-        if not is_signal or each.model_type in _SIGNAL_TYPES
+        if (not is_signal or each.model_type in _SIGNAL_TYPES)
+        and (labels_count is None or each.labels_count in {None, 0, labels_count})
     ]
     if len(found) == 1:
         return found[0]
