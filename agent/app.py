@@ -173,10 +173,9 @@ class Core:
         if self._preparation:
             self._preparation.stop()
         self._take_waiting_notes()
-        self._carry_out(self._outbox.flush(self._clock.monotonic()))
         self._bid_farewell()
         self._refresh_status()
-        self._outbox.close()
+        self._outbox.close(self._clock.monotonic())
         if self._link:
             self._link.stop()
 
@@ -313,7 +312,7 @@ class Core:
     def _model(self, name: str) -> ModelStatus:
         return next(model for model in self.status.models if model.name == name)
 
-    def _update_model(self, name: str, **changes: object) -> None:
+    def _update_model(self, name: str, **changes: Any) -> None:
         models = tuple(replace(model, **changes) if model.name == name else model for model in self.status.models)
         self.status = replace(self.status, models=models)
 

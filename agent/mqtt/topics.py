@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paho.mqtt.client import topic_matches_sub
+
 
 @dataclass(frozen=True, slots=True)
 class Topics:
@@ -49,3 +51,8 @@ class Topics:
     def events(self, pipeline: str) -> str:
         """The events of one pipeline, CloudEvents JSON, QoS 1."""
         return f"{self.root}/events/{pipeline}"
+
+
+def topic_matches(pattern: str, topic: str) -> bool:
+    """Whether `topic` falls under the subscription `pattern`, wildcards included (MQTT 5 section 4.7)."""
+    return topic_matches_sub(pattern, topic)

@@ -83,7 +83,6 @@ class Workers:
     """All workers of this device, a context manager. `deal_with`, `tick`, `status` and `stop` belong to core's thread.
 
     Args:
-        jobs: One a worker.
         post: Hands a note to core's thread, which calls `deal_with`. Called from reader threads; may block, which
             slows the worker down.
         on_event: Takes each event, in core's thread.
@@ -95,7 +94,6 @@ class Workers:
 
     def __init__(
         self,
-        jobs: Sequence[Job],
         *,
         post: Callable[[WorkerNote], None],
         on_event: EventHandler,
@@ -108,15 +106,20 @@ class Workers:
         self._on_event = on_event
         self._conditions = conditions
         self._clock = clock
-        limits = limits or Limits()
-        self._workers = {
-            job.model: _Worker(job, Supervisor(job.model, stall_times(job), random, limits)) for job in jobs
-        }
+        self._random = random
+        self._limits = limits or Limits()
+        self._workers: dict[str, _Worker] = {}
 
-    def start(self) -> None:
-        """Start every worker."""
-        for worker in self._workers.values():
-            self._carry_out(worker, worker.supervisor.start(self._clock.monotonic()))
+    def add(self, job: Job) -> None:
+        """Start a worker for one more model."""
+        worker = _Worker(job, Supervisor(job.model, stall_times(job), self._random, self._limits))
+        self._workers[job.model] = worker
+        self._carry_out(worker, worker.supervisor.start(self._clock.monotonic()))
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that have a worker, running or waiting for its next attempt."""
+        return frozenset(self._workers)
 
     def deal_with(self, note: WorkerNote) -> None:
         """Take one note from the queue."""
@@ -181,7 +184,6 @@ class Workers:
             child.stop(max(0.0, deadline_s - self._clock.monotonic()))
 
     def __enter__(self) -> Self:
-        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
