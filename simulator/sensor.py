@@ -120,11 +120,10 @@ class SignalSource:
         self._position += left
         self._delivered += left
         offset_s = self._delivered / self._signal.rate_hz
-        captured_monotonic_s = self._clock.monotonic()
-        if self.is_live:
-            captured_monotonic_s = self._started_s + offset_s
-            if self._clock.wait(self._stop, captured_monotonic_s - self._clock.monotonic()):
-                return None
+        # Played fast it runs ahead of the clock, so that rules count the signal's own seconds.
+        captured_monotonic_s = self._started_s + offset_s
+        if self.is_live and self._clock.wait(self._stop, captured_monotonic_s - self._clock.monotonic()):
+            return None
         reading = Reading(
             source=self._name,
             id=self._id,

@@ -31,6 +31,8 @@ TIME_COLUMN = "time"
 _CHUNK_ROWS = 1024
 _READING_S = 0.125
 """Length of a Reading at the file's own pace."""
+_LONGEST_WAIT_S = 60.0
+"""A gap in the recording is played as this at most: nobody waits for last weekend, nor for a mistyped year."""
 _EPOCH_FROM_S = 1e9
 """Seconds from here up (September 2001) count from 1970; smaller ones from the file's own beginning."""
 
@@ -77,6 +79,7 @@ class CsvSource:
             first = self._rows()
             if first is None:
                 raise OperatorError("the file has a header and no rows", where=str(self._path), hint="record some data")
+            self._origin_s = _first_time(first)
             self.rate_hz, self.jitter_s = self._timing(first, settings.rate_hz)
         except BaseException:
             self._file.close()
@@ -111,45 +114,50 @@ class CsvSource:
         """Cut rows into Readings without a gap inside, and stamp them."""
         count = max(1, round(self.rate_hz * _READING_S)) if self.is_live else _CHUNK_ROWS
         period_s = 1 / self.rate_hz
-        offset_s, row_s, origin_s = 0.0, 0.0, None  # of this round; of the last row; the first time in the file
+        round_s = row_s = played_s = 0.0  # when this round began; the last row's time in it; both without long gaps
         while rows is not None:
-            if rows.times is None:
-                at_s = row_s + period_s * np.arange(1, len(rows.values) + 1)
-            else:
-                known = rows.times
-                if origin_s is None:
-                    origin_s = float(known[np.isfinite(known)][0]) if np.isfinite(known).any() else 0.0
-                at_s = _fill_times(known, period_s, origin_s + row_s) - origin_s
+            at_s = self._times(rows, row_s)
             steps = np.diff(at_s, prepend=row_s)
             cuts = np.flatnonzero((steps > self.jitter_s + period_s) | (steps < 0))
+            longest_s = max(_LONGEST_WAIT_S, period_s)
+            playing_s = played_s + np.cumsum(np.where(steps < 0, period_s, np.minimum(steps, longest_s)))
             for part in _cut(len(at_s), cuts, count):
-                last_s = float(at_s[part.stop - 1])
-                stamped = self._stamp(offset_s + last_s, None if origin_s is None else origin_s + last_s)
+                last = part.stop - 1
+                stamped = self._stamp(round_s, float(at_s[last]), float(playing_s[last]))
                 if stamped is None:
                     return
                 yield Reading(self._name, self._id, *stamped, rows.values[part], self.rate_hz)
                 self._id += 1
-            row_s = float(at_s[-1])
+            row_s, played_s = float(at_s[-1]), float(playing_s[-1])
             rows = self._rows()
             if rows is None and self._repeat:
-                offset_s, row_s = offset_s + row_s + period_s, 0.0
+                round_s, row_s, played_s = round_s + row_s + period_s, 0.0, played_s + period_s
                 self._file.seek(0)
                 self._reader, _, _ = _header(self._file, self._path)
                 rows = self._rows()
 
-    def _stamp(self, played_s: float, file_s: float | None) -> tuple[datetime, float] | None:
-        """Wait until it is time, at the file's own pace; return both times of capture, or None when stopped."""
-        monotonic_s = self._clock.monotonic()
-        if self.is_live:
-            monotonic_s = self._started_s + played_s
-            if self._clock.wait(self._stop, monotonic_s - self._clock.monotonic()):
-                return None
-        if file_s is not None and file_s >= _EPOCH_FROM_S:
-            return datetime.fromtimestamp(file_s, UTC), monotonic_s
-        return self._started_at + timedelta(seconds=played_s), monotonic_s
+    def _times(self, rows: _Rows, row_s: float) -> NDArray[np.float64]:
+        """Return each row's seconds since the first row (without times: since one period before it)."""
+        period_s = 1 / self.rate_hz
+        if rows.times is None:
+            return np.asarray(row_s + period_s * np.arange(1, len(rows.values) + 1), np.float64)
+        return _fill_times(rows.times, period_s, self._origin_s + row_s) - self._origin_s
+
+    def _stamp(self, round_s: float, at_s: float, played_s: float) -> tuple[datetime, float] | None:
+        """Wait until it is time, at the file's own pace; return both times of capture, or None when stopped.
+
+        The wall time is the recording's where it tells it. The monotonic time is that of the replay; played fast,
+        it runs ahead of the clock, so that rules count the recording's seconds.
+        """
+        monotonic_s = self._started_s + played_s
+        if self.is_live and self._clock.wait(self._stop, monotonic_s - self._clock.monotonic()):
+            return None
+        if self._origin_s >= _EPOCH_FROM_S:
+            return datetime.fromtimestamp(self._origin_s + at_s, UTC), monotonic_s
+        return self._started_at + timedelta(seconds=round_s + at_s), monotonic_s
 
     def _rows(self) -> _Rows | None:
-        rows = [row for row in islice(self._reader, _CHUNK_ROWS) if row]
+        rows = list(islice((row for row in self._reader if row), _CHUNK_ROWS))
         if not rows:
             return None
         cells = [[row[index] if index < len(row) else "?" for index in self._columns] for row in rows]
@@ -289,6 +297,13 @@ def _columns(header: list[str], wanted: tuple[str, ...], path: Path) -> list[int
                 f"there is no column {column!r}", where=str(path), hint=f"{ask}the file has {', '.join(header)}"
             )
     return [header.index(column) for column in wanted]
+
+
+def _first_time(rows: _Rows) -> float:
+    """Return the file's first readable time; 0 where it has none."""
+    if rows.times is None or not np.isfinite(rows.times).any():
+        return 0.0
+    return float(rows.times[np.isfinite(rows.times)][0])
 
 
 def _fill_times(times: NDArray[np.float64], period_s: float, before_s: float) -> NDArray[np.float64]:

@@ -54,13 +54,13 @@ class Payload:
 
 
 class TopicSource:
-    """One topic. It is live: what nobody takes in time is dropped by the pipeline's latest-wins rule.
+    """One topic. The inbox buffers, and values of a sensor do not perish as frames do: every one waits for its turn.
 
     Raises:
         OperatorError: nothing tells the rate.
     """
 
-    is_live = True
+    is_live = False
 
     def __init__(
         self,

@@ -69,8 +69,9 @@ def test_fast_never_waits():
     clock = SteppedClock()
     source = opened("signal://bearing?seconds=5", clock, pace="fast")
     assert not source.is_live
-    list(source)
+    readings = list(source)
     assert clock.waits == []
+    assert readings[-1].captured_monotonic_s == pytest.approx(105.0)  # rules count the signal's own seconds
 
 
 def test_stop_ends_it_while_it_waits():

@@ -161,10 +161,29 @@ def test_own_pace_takes_as_long_as_the_recording(opened):
     assert clock.elapsed_s == pytest.approx(11)
 
 
-def test_fast_does_not_wait(opened):
+def test_a_weekend_switched_off_is_not_waited_for(opened):
+    """Nor a mistyped year; and a step back in time neither stops the replay nor makes it race."""
     clock = SteppedClock()
-    list(opened("value\n" + "1\n" * 3000, clock, rate_hz=10))
+    source = opened(
+        "time,value\n" + "".join(f"{at},1\n" for at in (0, 1, 2, 200_000, 200_001, 3, 4)), clock, pace="own"
+    )
+    readings = list(source)
+    assert clock.elapsed_s == pytest.approx(2 + 60 + 1 + 1 + 1)
+    times = [reading.captured_monotonic_s for reading in readings]
+    assert times == sorted(times)
+
+
+def test_fast_does_not_wait_and_counts_the_recordings_seconds(opened):
+    """A rule that waits for ten seconds above a level must find them in the recording."""
+    clock = SteppedClock()
+    readings = list(opened("value\n" + "1\n" * 3000, clock, rate_hz=10))
     assert clock.waits == 0
+    assert readings[-1].captured_monotonic_s == pytest.approx(100 + 300)
+
+
+def test_empty_lines_do_not_end_the_file(opened):
+    """Some loggers write one after each row, or thousands at a pause."""
+    assert len(values(opened("value\n1\n" + "\n" * 5000 + "2\n", rate_hz=10))) == 2
 
 
 def test_repeat_goes_on_in_time(opened):
