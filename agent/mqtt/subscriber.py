@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -75,7 +75,7 @@ class Subscriber:
         """The broker's address, for messages."""
         return f"{self._settings.host}:{port_of(self._settings)}"
 
-    def __enter__(self) -> Subscriber:
+    def __enter__(self) -> Self:
         wanted = {"auto": ("5", "3.1.1")}.get(self._settings.protocol, (self._settings.protocol,))
         for protocol in wanted:
             try:
@@ -128,7 +128,7 @@ class Subscriber:
             hint = "check `mqtt.host` and `mqtt.port`, and whether the broker runs"
             raise UnavailableError(f"no connection: {error.strerror or error}", where=self.where, hint=hint) from error
         client.loop_start()
-        self._expect("CONNECT", lambda reason: self._refusal(reason))
+        self._expect("CONNECT", self._refusal)
         self.protocol = protocol
         if self._topics:
             self._expect("SUBSCRIBE", self._denial)
@@ -215,7 +215,7 @@ class Subscriber:
 
     def _on_message(self, _client: Any, _data: object, message: paho.MQTTMessage) -> None:  # noqa: ANN401  paho's
         try:
-            self._inbox.put_nowait(Arrived(message.topic, message.payload, message.retain))
+            self._inbox.put_nowait(Arrived(message.topic, bytes(message.payload), message.retain))
         except queue.Full:
             return
 
