@@ -24,6 +24,8 @@ def run_child(role: str) -> None:
             from agent.device.probe import main as run
         case "trial":
             from agent.trial.child import main as run
+        case "look":
+            from agent.sources.look import main as run
         case _:
             sys.exit(f"unknown child role {role!r}")
     run()

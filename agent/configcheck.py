@@ -24,12 +24,16 @@ class Found:
     warnings: list[Problem] = field(default_factory=list)
 
 
-def check(settings: Settings, place: Place) -> Found:
-    """Return everything that does not fit together. `place` says where a key stands."""
+def check(settings: Settings, place: Place, *, for_run: bool = True) -> Found:
+    """Return everything that does not fit together. `place` says where a key stands.
+
+    Without `for_run`, what only the pipelines need may be missing.
+    """
     found = Found()
-    found.errors.extend(_nothing_to_do(settings, place))
+    if for_run:
+        found.errors.extend(_nothing_to_do(settings, place))
+        found.errors.extend(_missing_bundles(settings, place))
     found.errors.extend(_half_a_certificate(settings, place))
-    found.errors.extend(_missing_bundles(settings, place))
     found.errors.extend(_names_used_twice(settings, place))
     for path, pipeline in _pipelines(settings):
         found.errors.extend(_model_of(settings, path, pipeline, place))

@@ -67,12 +67,15 @@ def find() -> Path:
     raise ConfigurationError([problem])
 
 
-def read(file: Path | None = None, environment: Mapping[str, str] | None = None) -> Configuration:
+def read(
+    file: Path | None = None, environment: Mapping[str, str] | None = None, *, for_run: bool = True
+) -> Configuration:
     """Read `file`, or the first one of the search path.
 
     Args:
         file: Relative to the working folder.
         environment: For `${NAME}` and overrides; the process's own where None.
+        for_run: False where only the broker matters: pipelines may be missing, and bundles be elsewhere.
 
     Raises:
         ConfigurationError: every problem with `file:line:column`, the key, and what to do.
@@ -83,15 +86,10 @@ def read(file: Path | None = None, environment: Mapping[str, str] | None = None)
         document = yamlfile.load(path)
     except ConfigurationError as error:
         raise ConfigurationError([_explain(problem, path) for problem in error.problems]) from error
-    return _interpret(document, path, environment)
+    return _interpret(document, path, environment, for_run=for_run)
 
 
-def parse(text: str, name: str, environment: Mapping[str, str] | None = None) -> Configuration:
-    """Read `text` as if it were the file `name`; see `read`."""
-    return _interpret(yamlfile.parse(text, name), Path(name), os.environ if environment is None else environment)
-
-
-def _interpret(document: Document, path: Path, environment: Mapping[str, str]) -> Configuration:
+def _interpret(document: Document, path: Path, environment: Mapping[str, str], *, for_run: bool) -> Configuration:
     name = str(path)
     reader = _Reader(document, name, environment)
     reader.override()
@@ -106,7 +104,7 @@ def _interpret(document: Document, path: Path, environment: Mapping[str, str]) -
     def place(key: KeyPath) -> str:
         return reader.origins.get(key) or yamlfile.where(document.positions, key, name)
 
-    found = configcheck.check(settings, place)
+    found = configcheck.check(settings, place, for_run=for_run)
     if found.errors:
         raise ConfigurationError(found.errors)
     origins = {key: place(key) for key in [*document.positions, *reader.origins] if key}

@@ -100,7 +100,7 @@ _NAMED = (("=", "value"), ("track", "track_id"), ("lost", "count"), ("by", "caus
 def _broker_of(config: Path | None) -> MqttSettings:
     from agent import configfile
 
-    configuration = configfile.read(config)
+    configuration = configfile.read(config, for_run=False)
     if configuration.settings.mqtt is None:
         hint = "add `mqtt: {host: …}`"
         raise OperatorError("the configuration names no broker", where=str(configuration.file), hint=hint)

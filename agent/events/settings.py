@@ -23,12 +23,14 @@ class _Strict(BaseModel):
 class ZoneSettings(_Strict):
     """A polygon in relative coordinates: 0,0 is the top left of the frame and 1,1 the bottom right."""
 
-    coordinates: Annotated[Corners, Field(min_length=3)]
+    coordinates: Annotated[Corners, Field(json_schema_extra={"minItems": 3})]
     """The corners, `[x, y]` each, in order round the zone."""
 
     @field_validator("coordinates")
     @classmethod
     def _encloses_an_area(cls, corners: Corners) -> Corners:
+        if len(corners) < 3:
+            raise ValueError("a zone needs at least three corners")
         edges = [(x - corners[0][0], y - corners[0][1]) for x, y in corners]
         if max(abs(x1 * y2 - x2 * y1) / 2 for x1, y1 in edges for x2, y2 in edges) < MIN_AREA:
             raise ValueError("the corners lie in a line: the zone has no area and would never contain anything")
@@ -51,6 +53,7 @@ class DetectRule(_Strict):
     labels: Labels = ()
     """Only these labels; all where none is given."""
     min_score: Relative = 0.0
+    """Only detections that score at least this."""
 
 
 class TrackRule(_TrackRule):

@@ -31,6 +31,7 @@ class MqttSettings(BaseModel):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """1883, or 8883 with TLS."""
     user: str | None = None
+    """Where the broker asks for a login."""
     password: SecretStr | None = None
     """Better not in the file: write `"${MQTT_PASSWORD}"` and set the variable."""
     client_id: str | None = None

@@ -215,7 +215,7 @@ class Subscriber:
 
     def _on_message(self, _client: Any, _data: object, message: paho.MQTTMessage) -> None:  # noqa: ANN401  paho's
         try:
-            self._inbox.put_nowait(Arrived(message.topic, message.payload, message.retain))
+            self._inbox.put_nowait(Arrived(message.topic, bytes(message.payload), message.retain))
         except queue.Full:
             return
 
