@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Self
@@ -28,8 +27,8 @@ class Account:
     duplicates: int = 0
     clashes: int = 0
     """Two different events with the same number: must never happen."""
-    latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=8))
-    labels: Counter[str] = field(default_factory=Counter)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """Each event once, in order of first arrival."""
 
     @property
     def out_of_order(self) -> int:
@@ -47,8 +46,7 @@ class Account:
             self.clashes += 1
         self.ids.add(event["id"])
         known.append(event["data"]["seq"])
-        self.latest.append(event)
-        self.labels[event["data"].get("label") or event["type"]] += 1
+        self.events.append(event)
 
 
 class Consumer:
@@ -98,6 +96,12 @@ class Consumer:
         """Wait until `count` different events came; return whether they did."""
         with self._lock:
             return self._lock.wait_for(lambda: len(self.account.ids) >= count, timeout_s)
+
+    def settle(self, quiet_s: float) -> None:
+        """Wait until nothing new came for `quiet_s` seconds."""
+        with self._lock:
+            while self._lock.wait(quiet_s):
+                pass
 
     def _on_connect(
         self, client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, _properties: object

@@ -129,7 +129,7 @@ def _events(status: Status, account: Account) -> RenderableType:
     table = Table(title=title, expand=True, title_justify="left")
     for column in ("seq", "time", "pipeline", "event", "what"):
         table.add_column(column, no_wrap=True)
-    for event in list(account.latest):
+    for event in account.events[-8:]:
         table.add_row(*_event_cells(event))
     return table
 
