@@ -263,12 +263,71 @@ def test_stopped_link_posts_nothing_and_does_not_connect_later(
         assert "gate-07" not in broker.log()
 
 
+@pytest.fixture
+def scripted_server() -> Iterator[Callable[..., int]]:
+    """A server that answers each CONNECT with given bytes, by the protocol level in it (5, or 4 for MQTT 3.1.1)."""
+    servers: list[socket.socket] = []
+
+    def make(answers: dict[int, bytes], *, then_close: bool = True) -> int:
+        server = socket.create_server(("127.0.0.1", 0))
+        servers.append(server)
+
+        def serve() -> None:
+            held = []
+            while True:
+                try:
+                    connection = server.accept()[0]
+                    packet = connection.recv(4096)
+                    connection.sendall(answers[packet[packet.index(b"MQTT") + 4]])
+                except OSError:
+                    return
+                if then_close:
+                    connection.close()
+                held.append(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return server.getsockname()[1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
 def test_the_brokers_own_reason_for_ending_the_connection_is_kept(
-    make_broker: MakeBroker, make_link: MakeLink, mailbox: Mailbox
+    make_link: MakeLink, mailbox: Mailbox, scripted_server: Callable[..., int]
 ) -> None:
     """MQTT 5 section 3.14.2.1; without it an operator sees "lost" and blames the network."""
-    with make_broker() as broker:
+    port = scripted_server({5: bytes.fromhex("2003000000 e0018e")})
+    make_link(port)
+    assert "taken over" in mailbox.next(Disconnected).reason.lower()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [pytest.param("20020001", id="as-3.1.1"), pytest.param("2003008400", id="as-5"), pytest.param("", id="close")],
+)
+def test_broker_that_refuses_mqtt_5_is_asked_with_3_at_once(
+    make_link: MakeLink, mailbox: Mailbox, scripted_server: Callable[..., int], refusal: str
+) -> None:
+    port = scripted_server({5: bytes.fromhex(refusal), 4: bytes.fromhex("20020000")})
+    make_link(port)
+    assert mailbox.queue.get(timeout=10) == Connected(2, "3.1.1", 65535)
+
+
+@pytest.mark.parametrize("code", [0x81, 0x85, 0x88, 0x8A, 0x9F])
+def test_each_refusal_is_reported_and_tried_again(
+    make_link: MakeLink, mailbox: Mailbox, scripted_server: Callable[..., int], code: int
+) -> None:
+    port = scripted_server({5: bytes([0x20, 3, 0, code, 0])})
+    make_link(port)
+    assert mailbox.next(ConnectFailed).kind == "refused"
+    assert mailbox.next(ConnectFailed).retry_in_s > 0
+
+
+def test_receive_maximum_of_the_broker_reaches_core(
+    make_broker: MakeBroker, make_link: MakeLink, mailbox: Mailbox
+) -> None:
+    """mosquitto allows 20 by default; one more and it ends the connection."""
+    with make_broker(extra=["max_inflight_messages 7"]) as broker:
         make_link(broker.port)
-        mailbox.next(Connected)
-        broker.stop()
-        assert "shutting down" in mailbox.next(Disconnected).reason.lower()
+        assert mailbox.next(Connected).receive_maximum == 7
