@@ -24,7 +24,7 @@ class ConnectError(UnavailableError):
         return f"{self.message[0].upper()}{self.message[1:]}. {hint[:1].upper()}{hint[1:]}."
 
 
-def from_os_error(error: OSError, address: str) -> ConnectError:
+def from_os_error(error: OSError, address: str, *, uses_tls: bool) -> ConnectError:
     """Translate what the operating system or TLS said while the connection was made."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConnectError(
@@ -32,10 +32,10 @@ def from_os_error(error: OSError, address: str) -> ConnectError:
             f"the certificate of {address} is not trusted: {error.verify_message}",
             hint="set `mqtt.tls.ca` to the CA that signed it, check its name and dates, and this device's clock",
         )
-    if isinstance(error, ssl.SSLError):
+    if isinstance(error, ssl.SSLError) or (uses_tls and isinstance(error, ConnectionResetError)):
         return ConnectError(
             "tls",
-            f"TLS with {address} failed: {error.reason or error}",
+            f"TLS with {address} failed: {getattr(error, 'reason', None) or error}",
             hint="check that the port speaks TLS and, where the broker asks for one, the client certificate",
         )
     if isinstance(error, socket.gaierror):
@@ -80,12 +80,15 @@ def silent(address: str, protocol: str, timeout_s: float) -> ConnectError:
     )
 
 
-def closed_at_connect(address: str, protocol: str, text: str) -> ConnectError:
-    """The broker closed the connection instead of answering CONNECT."""
+def closed_at_connect(address: str, protocol: str, text: str, *, uses_tls: bool) -> ConnectError:
+    """The broker closed the connection instead of answering CONNECT. With TLS 1.3 this is how a refused client
+    certificate looks (RFC 8446 section 4.4.2.4): the client's handshake is over before the server has seen it.
+    """
+    advice = "and that it accepts this device's client certificate" if uses_tls else "and whether the port is one for TLS"
     return ConnectError(
         "silent",
         f"{address} closed the connection at an MQTT {protocol} CONNECT ({text})",
-        hint="look into the broker's log; check that the port is the one for plain MQTT, or for TLS",
+        hint=f"look into the broker's log; check that an MQTT broker listens there, {advice}",
     )
 
 

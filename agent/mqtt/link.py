@@ -126,12 +126,16 @@ class Link:
         return current.publish(topic, payload, qos=qos, retain=retain, token=token, content_type=content_type)
 
     def retain(self, topic: str, payload: bytes) -> None:
-        """Publish retained at QoS 1 now and on each later connect (info, health, update); the newest payload wins."""
+        """Publish retained now and on each later connect (info, health, update); the newest payload wins.
+
+        QoS 0: what a lost connection swallows is sent again with the next one, and the broker's receive maximum is left
+        to events.
+        """
         with self._lock:
             self._retained[topic] = payload
             current = self._session
         if current is not None:
-            current.publish(topic, payload, qos=1, retain=True)
+            current.publish(topic, payload, qos=0, retain=True)
 
     @property
     def is_connected(self) -> bool:
@@ -173,9 +177,9 @@ class Link:
             self._sessions,
             self._choice.next(),
             self._settings,
-            self._topics.device_id,
-            (self._topics.status, OFFLINE),
-            self._post,
+            device_id=self._topics.device_id,
+            will=(self._topics.status, OFFLINE),
+            post=self._post,
         )
         with self._lock:
             self._attempt = session
@@ -201,14 +205,14 @@ class Link:
             retained = dict(self._retained)
         session.subscribe(self._subscriptions)
         for topic, payload in retained.items():
-            session.publish(topic, payload, qos=1, retain=True)
+            session.publish(topic, payload, qos=0, retain=True)
         with self._lock:
             if self._stopping.is_set():
                 return
             self._session = session
             changed = {topic: payload for topic, payload in self._retained.items() if retained.get(topic) != payload}
         for topic, payload in changed.items():
-            session.publish(topic, payload, qos=1, retain=True)
+            session.publish(topic, payload, qos=0, retain=True)
         log.info("connected to the broker, MQTT %s", session.protocol)
         self._post(Connected(session.number, session.protocol, receive_maximum))
 

@@ -46,6 +46,7 @@ class Session:
         number: int,
         protocol: Protocol,
         settings: MqttSettings,
+        *,
         device_id: str,
         will: tuple[str, bytes],
         post: Callable[[LinkMessage], None],
@@ -82,16 +83,16 @@ class Session:
             options: dict[str, Any] = {"clean_start": True} if self.protocol == "5" else {}
             self._client.connect(self._settings.host, self._port, self._settings.keepalive_s, **options)
         except OSError as error:
-            raise failure.from_os_error(error, self._address) from error
+            raise failure.from_os_error(error, self._address, uses_tls=self._settings.tls is not None) from error
         self._client.loop_start()
         if not self._answered.wait(answer_timeout_s):
             raise failure.silent(self._address, self.protocol, answer_timeout_s)
         if self._answer is None:
-            raise failure.closed_at_connect(self._address, self.protocol, self._reason)
+            uses_tls = self._settings.tls is not None
+            raise failure.closed_at_connect(self._address, self.protocol, self._reason, uses_tls=uses_tls)
         code, text, receive_maximum = self._answer
         if code != 0:
             raise failure.from_connack(code, self.protocol, self._address, text)
-        self._client.max_inflight_messages_set(receive_maximum)
         return receive_maximum
 
     def subscribe(self, topics: Iterable[str]) -> None:
@@ -134,9 +135,9 @@ class Session:
         self._over.set()
 
     def leave(self, topic: str, payload: bytes, *, timeout_s: float) -> None:
-        """Publish a last retained word, wait for its acknowledgement for at most `timeout_s`, and disconnect."""
+        """Publish a last retained word, wait for at most `timeout_s` until it is out, and disconnect."""
         with contextlib.suppress(ValueError, RuntimeError):  # paho's words for "not connected"
-            self._client.publish(topic, payload, 1, retain=True).wait_for_publish(timeout_s)
+            self._client.publish(topic, payload, 0, retain=True).wait_for_publish(timeout_s)
         self._client.disconnect()
         self._over.wait(timeout_s / 5)  # lets the DISCONNECT out, so that the broker does not fire the will
 
@@ -152,7 +153,7 @@ class Session:
         if self.protocol != "5":
             return None
         if content_type not in self._properties_by_type:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.ContentType = content_type
             self._properties_by_type[content_type] = properties
         return self._properties_by_type[content_type]
@@ -170,6 +171,8 @@ class Session:
             secret = self._settings.password
             client.username_pw_set(self._settings.user, secret.get_secret_value() if secret else None)
         client.will_set(will[0], will[1], qos=1, retain=True)
+        # The outbox keeps to the broker's receive maximum, which paho would have to know before it connects.
+        client.max_inflight_messages_set(0)
         client.max_queued_messages_set(0)
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
@@ -186,17 +189,23 @@ class Session:
         if self._is_aborted:
             raise OSError("the link was stopped")
 
-    def _on_connect(self, _client: object, _data: object, _flags: object, code: ReasonCode, properties: Any) -> None:
+    def _on_connect(
+        self, _client: object, _data: object, _flags: object, code: ReasonCode, properties: Properties | None
+    ) -> None:
         self._answer = (code.value, str(code), int(getattr(properties, "ReceiveMaximum", NO_LIMIT)))
         self._answered.set()
 
-    def _on_disconnect(self, _client: object, _data: object, flags: Any, code: ReasonCode, _properties: Any) -> None:
+    def _on_disconnect(
+        self, _client: object, _data: object, flags: mqtt.DisconnectFlags, code: ReasonCode, _properties: object
+    ) -> None:
+        if self._over.is_set():
+            return  # paho reports the broker's DISCONNECT, and then the closed socket
         who = "the broker ended the connection" if flags.is_disconnect_packet_from_server else "the connection was lost"
         self._reason = f"{who}: {code}"
         self._over.set()
         self._answered.set()
 
-    def _on_publish(self, _client: object, _data: object, mid: int, code: ReasonCode, _properties: Any) -> None:
+    def _on_publish(self, _client: object, _data: object, mid: int, code: ReasonCode, _properties: object) -> None:
         with self._lock:
             if mid not in self._tokens:
                 self._early[mid] = code.value
@@ -211,7 +220,7 @@ class Session:
             return
         self._post(MessageArrived(message.topic, bytes(message.payload), message.retain, _texts(message.properties)))
 
-    def _on_subscribe(self, _client: object, _data: object, _mid: int, codes: list[ReasonCode], _more: Any) -> None:
+    def _on_subscribe(self, _client: object, _data: object, _mid: int, codes: list[ReasonCode], _more: object) -> None:
         for code in codes:
             if code.is_failure:
                 log.error("the broker denies a subscription: %s; allow it in the broker's ACL", code)
