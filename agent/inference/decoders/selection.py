@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -141,6 +140,8 @@ def _suppress(
     """Return which boxes survive, best first; the boxes come best first."""
     if len(scores) == 1:
         return np.zeros(1, np.intp)
+    import cv2  # here: a worker of sensors, and a system for which OpenCV has no wheel, import this module too
+
     xywh = xyxy_px.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
     if not selection.agnostic_nms:
