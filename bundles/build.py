@@ -373,7 +373,7 @@ def _checked(recipe: Recipe, source: Path) -> Recipe:
         return Recipe.model_validate(recipe.model_dump(by_alias=True))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option = "--" + ".".join(map(str, first["loc"]))
+        option = "--" + next(str(part) for part in reversed(first["loc"]) if isinstance(part, str)).replace("_", "-")
         raise OperatorError(f"{option}: {first['msg']}", where=str(source), hint="correct the option") from error
 
 

@@ -135,9 +135,10 @@ def _family(tensors: Tensors, said: ModelType | None, labels_count: int | None, 
     found = [
         each
         for each in recognise(tensors.outputs, tensors.inputs, tensors.metadata)
-        if (not is_signal or each.model_type in _SIGNAL_TYPES)
-        and (labels_count is None or each.labels_count in {None, 0, labels_count})
+        if not is_signal or each.model_type in _SIGNAL_TYPES
     ]
+    if len(found) > 1 and labels_count is not None:
+        found = [each for each in found if each.labels_count in {None, labels_count}] or found
     if len(found) == 1:
         return found[0]
     raise _question(tensors, found)
@@ -167,7 +168,8 @@ def _image(tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, assu
     height, width = (spec.shape[2], spec.shape[3]) if layout == "NCHW" else (spec.shape[1], spec.shape[2])
     for name, given, fixed in (("width", said.width, width), ("height", said.height, height)):
         if given is not None and given != fixed:
-            raise BundleError(f"expected {name} {fixed}, as the model has it, found {given}", where=tensors.where)
+            message = f"expected {name} {fixed}, as the model has it, found {given}"
+            raise BundleError(message, where=tensors.where, hint=f"leave {name} out of bundle.yaml: the model says it")
     if spec.dtype not in {"float32", "uint8"}:
         hint = "export it with a float32 or uint8 input (keep_io_types=True where it was converted to fp16)"
         raise BundleError(f"input `{spec.name}` takes {spec.dtype}", where=tensors.where, hint=hint)

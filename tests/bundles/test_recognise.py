@@ -105,7 +105,8 @@ def test_wrong_type_says_what_does_not_fit():
 
 def test_wrong_number_of_labels():
     """Every name after the missing one would be wrong."""
-    assert "80" in refusal(YOLOX, decoder={"model_type": "yolox"}, labels=("a", "b"))
+    assert "2 labels" in refusal(YOLOX, decoder={"model_type": "yolox"}, labels=("a", "b"))
+    assert "expected 80 labels" in refusal(YOLOX, labels=("a", "b"))
 
 
 def test_missing_labels_get_numbers_and_are_reported():

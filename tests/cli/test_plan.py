@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -63,6 +64,17 @@ def test_a_narrow_terminal_loses_no_refusal(plan, make_tiny_bundle):
     text = "".join(plan("explain", "--bundle", bundle, width=80).stdout.split())
 
     assert "int8-dynamicvariant" in text
+
+
+def test_a_shipped_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    """The configuration reads it so, and a plan measured for another bundle would be useless."""
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "parcels").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("agent.resources.shipped_bundle", lambda name: tmp_path / "shipped")
+
+    assert find_bundle("parcels") == tmp_path / "shipped"
+    assert find_bundle("./parcels") == Path("parcels")
 
 
 def test_a_bundle_that_does_not_exist_is_an_error():
