@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +40,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         missing(f"the test data folder ({folder}); set HOLDFAST_TEST_DATA")
     return folder
+
+
+@pytest.fixture
+def rtsp_server() -> Iterator[Callable[..., object]]:
+    """Return a function that starts real RTSP servers (simulator.rtsp); all are stopped at the end."""
+    from simulator import rtsp
+
+    if not rtsp.is_available():
+        missing("gst-rtsp-server with the system's Python binding")
+    servers: list[rtsp.RtspServer] = []
+
+    def start(**options: object) -> rtsp.RtspServer:
+        server = rtsp.RtspServer(**options)  # type: ignore[arg-type]
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
+from simulator.clock import SeededRandom
+
 from agent.clock import SystemClock
 from agent.errors import CandidateError, OperatorError, SourceError
 from agent.events.event import Event
 from agent.inference.answers import Score
 from agent.pipeline.loop import INVALID_LIMIT, LoopSettings, PipelineLoop
-from simulator.clock import SeededRandom
 
 CLOCK = SystemClock()
 
@@ -44,7 +45,7 @@ class Ticks:
                 continue
             if isinstance(item, Exception):
                 raise item
-            tick = Tick("t", self._next_id, datetime(2026, 1, 1, tzinfo=UTC), item if item else CLOCK.monotonic())
+            tick = Tick("t", self._next_id, datetime(2026, 1, 1, tzinfo=UTC), item or CLOCK.monotonic())
             self._next_id += 1
             return None if self.is_closed else tick
         return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from simulator.clock import SeededRandom, VirtualClock
+
 from agent.errors import BundleError, CandidateError
 from agent.pipeline.supervision import ClearCondition, Kill, Limits, SetCondition, Start, Supervisor, WakeAt, exit_text
-from simulator.clock import SeededRandom, VirtualClock
 
 DOWN = "worker-down/m"
 

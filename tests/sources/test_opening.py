@@ -4,6 +4,7 @@ import builtins
 import threading
 
 import pytest
+
 from agent.clock import SystemClock
 from agent.errors import OperatorError, SourceError
 from agent.sources.opening import open_source, scheme_of

@@ -3,9 +3,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from simulator.clock import VirtualClock
+
 from agent.errors import OperatorError, SourceError
 from agent.sources.pictures import open_pictures
-from simulator.clock import VirtualClock
 
 
 def test_folder_gives_its_pictures_by_name_and_nothing_else(open_with, pictures):
