@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +126,23 @@ def make_tiny_bundle(tmp_path: Path) -> Callable[..., Path]:
 def tiny_classifier() -> Callable[..., bytes]:
     """Return a function that makes the tiny classifier's ONNX bytes; `gain=-1` makes one that is always wrong."""
     return _tiny_classifier
+
+
+@pytest.fixture
+def rtsp_server() -> Iterator[Callable[..., object]]:
+    """Return a function that starts real RTSP servers (simulator.rtsp); all are stopped at the end."""
+    from simulator import rtsp
+
+    if not rtsp.is_available():
+        missing("gst-rtsp-server with the system's Python binding")
+    servers: list[rtsp.RtspServer] = []
+
+    def start(**options: object) -> rtsp.RtspServer:
+        server = rtsp.RtspServer(**options)  # type: ignore[arg-type]
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()

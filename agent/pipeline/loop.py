@@ -291,11 +291,15 @@ class PipelineLoop(Generic[SampleT]):
         return True
 
     def _deliver_every(self, source: Source[SampleT], out: Handover[_Work[SampleT]]) -> bool:
-        began_s = self._clock.monotonic()
+        started_s = self._clock.monotonic()
         sample = source.read()
         if sample is None:
             return False
-        self._count_captured(sample, self._clock.monotonic() - began_s)
+        read_s = self._clock.monotonic()
+        # A recording has a time of its own: its samples are as old as their reading. A topic's came while we waited.
+        captured_s = sample.captured_monotonic_s
+        began_s = captured_s if started_s <= captured_s <= read_s else started_s
+        self._count_captured(sample, read_s - began_s)
         work = _Work(sample, self.model, began_s)
         return self._attempt(work, self._prepare) is None or out.put(work)
 

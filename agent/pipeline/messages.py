@@ -109,7 +109,8 @@ class PipelineBeat(TypedDict):
     """Samples that went through to the end."""
     captured: int
     dropped: dict[str, int]
-    """By cause: `latest` (a newer frame replaced it), `rate`, `stale`, `missing`, `invalid` …"""
+    """By cause: `latest` (a newer frame replaced it), `rate`, `stale`, `missing`,
+    `invalid`, `overrun` (payloads of a topic that the sensor's pipeline was too slow for) …"""
     events: int
     stages: dict[str, StageTimes]
     """`capture preprocess infer decode track rules emit`, and `age`: from capture to the end of emit."""

@@ -55,6 +55,8 @@ class _Pipeline:
     job: PipelineJob
     loop: PipelineLoop[Sample]
     inbox: Inbox | None
+    overruns: int = 0
+    """Payloads that were lost because the inbox was full."""
 
 
 class Worker:
@@ -156,7 +158,10 @@ class Worker:
     def _beat(self, beat_s: float) -> None:
         try:
             while not self._clock.wait(self._stop, beat_s):
-                beats = {name: describe(pipeline.loop) for name, pipeline in self._pipelines.items()}
+                beats = {
+                    name: describe(pipeline.loop, overruns=pipeline.overruns)
+                    for name, pipeline in self._pipelines.items()
+                }
                 self._link.send({"is": "beat", "pipelines": beats, "rss_bytes": rss_bytes()})
         except Exception as error:  # noqa: BLE001  the top of a thread: without beats core would call this a hang
             self._give_up(error)
@@ -173,7 +178,7 @@ class Worker:
                 (datetime.fromisoformat(message["at"]), self._clock.monotonic(), payload_bytes(message))
             )
         except queue.Full:
-            log.warning("%s does not keep up with its topic: a payload is lost", message["pipeline"])
+            pipeline.overruns += 1
 
     def _leave(self) -> NoReturn:
         """End what ends by itself, then go: nobody waits for a read that blocks in a driver, or a native destructor."""
@@ -238,12 +243,13 @@ def loop_settings(job: PipelineJob, settings: CameraSettings | SensorSettings, l
     )
 
 
-def describe(loop: PipelineLoop[Sample]) -> PipelineBeat:
+def describe(loop: PipelineLoop[Sample], *, overruns: int = 0) -> PipelineBeat:
     """Return one pipeline's part of a heartbeat."""
+    dropped = {**loop.dropped, "overrun": overruns}
     beat: PipelineBeat = {
         "samples": loop.samples,
         "captured": loop.captured,
-        "dropped": {cause: count for cause, count in loop.dropped.items() if count},
+        "dropped": {cause: count for cause, count in dropped.items() if count},
         "events": loop.events,
         "stages": {stage: ring.summary() for stage, ring in loop.rings.items()},
         "source": loop.source_state,

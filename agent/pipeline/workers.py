@@ -8,6 +8,7 @@ and `tick`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,6 +34,8 @@ from agent.pipeline.supervision import (
 log = logging.getLogger(__name__)
 
 ROLE = "worker"
+ARENAS = "MALLOC_ARENA_MAX"
+"""glibc gives each thread a heap of its own, which keeps what frames left there: two heaps save 4 MB a worker."""
 STALL_LEAST_S = 15.0
 """Opening an RTSP camera takes two seconds and a slow one more: less than this would kill the patient for waiting."""
 STALL_FRAMES = 3
@@ -241,6 +244,7 @@ class Workers:
                 ROLE,
                 on_message=lambda message: self._post(WorkerNote(name, generation, message)),
                 on_exit=lambda status: self._post(WorkerNote(name, generation, None, status)),
+                environment=None if ARENAS in os.environ else {ARENAS: "2"},
             )
         except OSError as error:  # out of memory, processes or descriptors: try again later
             failed = Failed(reason=f"the worker cannot be started: {error}", exit_code=HoldfastError.exit_code)

@@ -8,10 +8,9 @@ Refuses everything else, with the list of what there is.
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -22,6 +21,8 @@ from agent.sources.sample import Frame, Reading, Source
 from agent.sources.settings import CameraSource, SensorSource
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from agent.sources.mqtt_topic import Inbox
 
 ENTRY_POINTS = "holdfast.sources"
@@ -123,13 +124,13 @@ def _sensor_opener(source: str) -> OpenFunction:
 
 
 def _foreign_opener(scheme: str, source: str, forms: str) -> OpenFunction:
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for entry_point in _entry_points():
         if entry_point.name == scheme:
             return _load(entry_point, source)
     raise OperatorError(f"no source is known for `{scheme}:`", where=mask_url(source), hint="known: " + _known(forms))
 
 
-def _load(entry_point: importlib.metadata.EntryPoint, source: str) -> OpenFunction:
+def _load(entry_point: EntryPoint, source: str) -> OpenFunction:
     try:
         return cast("OpenFunction", entry_point.load())
     except (ImportError, AttributeError) as error:
@@ -141,5 +142,11 @@ def _load(entry_point: importlib.metadata.EntryPoint, source: str) -> OpenFuncti
 
 
 def _known(forms: str) -> str:
-    foreign = sorted({f"{entry_point.name}://…" for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS)})
+    foreign = sorted({f"{entry_point.name}://…" for entry_point in _entry_points()})
     return ", ".join([forms, *foreign])
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # brings the e-mail parser: 2 MB that only foreign sources pay
+
+    return entry_points(group=ENTRY_POINTS)

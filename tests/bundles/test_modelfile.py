@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle  # noqa: TID251 - the tests make what must be refused
+import pickle
 import zipfile
 from pathlib import Path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle  # noqa: TID251 - the tests make what must be refused
+import pickle
 from pathlib import Path
 
 import numpy as np

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Holdfast
 
 
-def run_and_collect(holdfast: Holdfast, broker: Mosquitto, bundle: Path, source: Path) -> dict[int, list[dict[str, Any]]]:
+def run_and_collect(
+    holdfast: Holdfast, broker: Mosquitto, bundle: Path, source: Path
+) -> dict[int, list[dict[str, Any]]]:
     """Run one camera to its end with a rule that reports every detection; return the events' data by frame id."""
     config = holdfast.write_config(
         device={"name": "bench"},

@@ -61,3 +61,40 @@ def ultraface_bundle(shared_data: Path, tmp_path: Path) -> Path:
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+@pytest.fixture
+def peak_bundle(tmp_path: Path) -> Path:
+    """A bundle for signals: 10 Hz, windows of 10 values, and a model that answers with the largest of them."""
+    helper = pytest.importorskip("onnx.helper")
+    onnx = pytest.importorskip("onnx")
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("ReduceMax", ["window"], ["score"], name="peak", axes=[1, 2], keepdims=0)],
+            "peak",
+            [helper.make_tensor_value_info("window", onnx.TensorProto.FLOAT, [1, 10, 1])],
+            [helper.make_tensor_value_info("score", onnx.TensorProto.FLOAT, [1])],
+        ),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=8,
+    )
+    content = model.SerializeToString()
+    digest = hashlib.sha256(content).hexdigest()
+    folder = tmp_path / "peak"
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "blobs" / digest).write_bytes(content)
+    manifest = {
+        "name": "peak",
+        "version": "1",
+        "input": {"kind": "signal", "rate_hz": 10, "window_size": 10, "hop_size": 10},
+        "decoder": {"model_type": "anomaly", "anomaly_threshold": 5.0},
+        "variants": [
+            {
+                "name": "fp32", "opset": 13, "model": {"sha256": digest, "size_bytes": len(content)},
+                "inputs": [{"name": "window", "shape": [1, 10, 1], "dtype": "float32"}],
+                "outputs": [{"name": "score", "shape": [1], "dtype": "float32"}],
+            }
+        ],
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder

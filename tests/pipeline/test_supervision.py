@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from agent.errors import BundleError, CandidateError
 from agent.pipeline.supervision import ClearCondition, Kill, Limits, SetCondition, Start, Supervisor, WakeAt, exit_text
 from simulator.clock import SeededRandom, VirtualClock

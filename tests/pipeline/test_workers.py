@@ -8,6 +8,7 @@ import signal
 import socket
 
 import pytest
+
 from agent.clock import SystemClock, SystemRandom
 from agent.device.plan import Candidate
 from agent.health.conditions import Conditions
@@ -22,13 +23,13 @@ CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
 class Core:
     """As much of core as the workers need: one queue, one thread that empties it."""
 
-    def __init__(self, bundle, *, candidate=CPU, limits=None, **cameras):
-        pipelines = tuple(PipelineJob(name, "camera", settings) for name, settings in cameras.items())
+    def __init__(self, bundle, *, kind="camera", limits=None, **pipelines):
+        jobs = tuple(PipelineJob(name, kind, settings) for name, settings in pipelines.items())
         self.notes: queue.Queue = queue.Queue()
         self.events = []
         self.conditions = Conditions(CLOCK)
         self.workers = Workers(
-            [Job("m", str(bundle), candidate, pipelines, beat_s=0.1)],
+            [Job("m", str(bundle), CPU, jobs, beat_s=0.1)],
             post=self.notes.put,
             on_event=lambda pipeline, event, latency_ms: self.events.append((pipeline, event, latency_ms)),
             conditions=self.conditions,
@@ -152,6 +153,63 @@ def test_settings_that_do_not_fit_the_bundle_are_a_condition(core, faces, eventu
     """Only the worker knows the bundle's labels."""
     it = core(door={**faces, **settings})
     eventually(lambda: said in (it.condition("worker-down/m") or ""), 60)
+
+
+def test_camera_that_dies_and_comes_back_goes_on_by_itself(core, rtsp_server, eventually):
+    """The whole point of the agent: nobody visits the box."""
+    server = rtsp_server()
+    it = core(yard={"source": server.url, "read_timeout_s": 1.0, "reconnect_first_s": 0.1, "reconnect_limit_s": 0.5})
+    eventually(lambda: (beat := it.beat("yard")) and beat["samples"] > 10, 60)
+    pid = it.status.pid
+    server.stop()
+    eventually(lambda: it.condition("source-down/yard"))
+    seen = it.beat("yard")["samples"]
+    server.start()
+    eventually(lambda: it.beat("yard")["samples"] > seen + 10)
+    assert it.condition("source-down/yard") is None
+    assert it.status.pid == pid, "a lost camera is no reason to restart the worker"
+
+
+def test_camera_that_freezes_is_seen_and_its_old_frames_do_not_count(core, rtsp_server, eventually):
+    """A frozen stream says `ok` and repeats the past."""
+    server = rtsp_server()
+    it = core(yard={"source": server.url, "read_timeout_s": 1.0, "open_timeout_s": 2.0, "reconnect_first_s": 0.1})
+    eventually(lambda: (beat := it.beat("yard")) and beat["samples"] > 10, 60)
+    server.pause()
+    eventually(lambda: it.condition("source-down/yard"))
+    server.resume()
+    seen = it.beat("yard")["samples"]
+    eventually(lambda: it.beat("yard")["samples"] > seen + 10, 60)
+    assert it.beat("yard")["stages"]["age"]["p99_ms"] < 2500, "no frame older than max_age_s went through"
+
+
+def test_values_from_a_topic_become_events_of_the_same_flow(core, peak_bundle, eventually):
+    """A sensor is no second-class camera: source, window, model, rule, event."""
+    it = core(peak_bundle, kind="sensor", bearing={"source": "mqtt:plant/bearing"})
+    eventually(it.is_running, 60)
+    for payload in (b"[1, 2, 3, 2, 1, 2, 3, 2, 1, 2]", b"nonsense", b"[1, 2, 3, 9, 1, 2, 3, 2, 1, 2]"):
+        it.workers.send_payload("bearing", CLOCK.now(), payload)
+    eventually(lambda: (it.turn(), it.events)[1])
+    ((pipeline, event, latency_ms),) = it.events
+    assert (pipeline, event["type"], event["phase"], event["value"]) == ("bearing", "level", "new", 9.0)
+    assert 0 < latency_ms < 30_000
+    eventually(lambda: it.beat("bearing")["dropped"].get("invalid") == 1)
+
+
+def test_recorded_signal_runs_to_its_end(core, peak_bundle, eventually, tmp_path):
+    """The same sensor, replayed from a file: ten windows, one of them loud."""
+    path = tmp_path / "values.csv"
+    path.write_text("value\n" + "\n".join("7" if row == 55 else "1" for row in range(100)))
+    it = core(peak_bundle, kind="sensor", bearing={"source": str(path), "pace": "fast"})
+    eventually(lambda: (beat := it.beat("bearing")) and beat["source"] == "finished", 60)
+    assert it.beat("bearing")["samples"] == 10
+    assert [event["phase"] for _, event, _ in it.events] == ["new", "end"]
+
+
+def test_camera_with_a_model_for_signals_is_refused(core, peak_bundle, faces, eventually):
+    """With what to change."""
+    it = core(peak_bundle, door=faces)
+    eventually(lambda: "signal" in (it.condition("worker-down/m") or ""), 60)
 
 
 def stop_takes_s(it):

@@ -1,10 +1,9 @@
-"""Small videos and pictures made on the spot, and the real RTSP server."""
+"""Small videos and pictures made on the spot, and a way to open them."""
 
 from __future__ import annotations
 
-import importlib.util
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,6 @@ from agent.clock import SystemClock
 from agent.sources.settings import CameraSource
 
 cv2 = pytest.importorskip("cv2")
-
-
-def _missing(what: str) -> None:
-    conftest = Path(__file__).parent.parent / "conftest.py"
-    spec = importlib.util.spec_from_file_location("root_conftest", conftest)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.missing(what)
 
 
 @pytest.fixture
@@ -61,23 +51,3 @@ def open_with() -> Callable[..., object]:
         )
 
     return open_it
-
-
-@pytest.fixture
-def rtsp_server() -> Iterator[Callable[..., object]]:
-    """Return a function that starts real RTSP servers; all are stopped at the end."""
-    from simulator import rtsp
-
-    if not rtsp.is_available():
-        _missing("gst-rtsp-server with the system's Python binding")
-    servers: list[rtsp.RtspServer] = []
-
-    def start(**options: object) -> rtsp.RtspServer:
-        server = rtsp.RtspServer(**options)  # type: ignore[arg-type]
-        server.start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.stop()

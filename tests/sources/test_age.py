@@ -10,7 +10,7 @@ from agent.sources.age import AgeMeter
 
 
 def opened_with_backlog(*, piled_up_s: float = 2.0, fps: float = 20.0) -> tuple[AgeMeter, float, float]:
-    """A stream opened at 100 s, whose pile came in a burst, followed by one live second. Gives the next position, time."""
+    """A stream opened at 100 s: a pile in a burst, then one live second. Gives the next position and its time."""
     meter = AgeMeter(100.0)
     step = 1 / fps
     position = 0.0

@@ -80,15 +80,9 @@ def test_cut_off_mp4_is_refused(open_with, shared_data, tmp_path):
     whole = (shared_data / "video" / "one-by-one-person-detection.mp4").read_bytes()
     path = tmp_path / "cut.mp4"
     path.write_bytes(whole[: len(whole) // 3])
-    try:
-        frames = 0
-        for _ in open_with(open_video_file, path, pace="fast"):
-            frames += 1
-    except OperatorError as error:
-        assert str(path) in str(error)
-        assert frames < 1394
-    else:
-        pytest.fail("a third of a video was taken for the whole")
+    with pytest.raises(OperatorError, match=r"no video|of 1394 frames") as caught:
+        list(open_with(open_video_file, path, pace="fast"))
+    assert caught.value.where == str(path)
 
 
 def test_cut_off_avi_gives_its_frames_and_then_says_that_it_is_damaged(open_with, shared_data, tmp_path):
@@ -97,11 +91,16 @@ def test_cut_off_avi_gives_its_frames_and_then_says_that_it_is_damaged(open_with
     path = tmp_path / "cut.avi"
     path.write_bytes(whole[: len(whole) // 2])
     source = open_with(open_video_file, path, pace="fast")
-    frames = 0
-    with pytest.raises(OperatorError, match=r"of 795 frames"):
-        while source.read() is not None:
-            frames += 1
-    assert 100 < frames < 795
+    last = 0
+
+    def play() -> None:
+        nonlocal last
+        for frame in source:
+            last = frame.id
+
+    with pytest.raises(OperatorError, match="of 795 frames"):
+        play()
+    assert 100 < last < 795
 
 
 def test_real_video_is_whole(open_with, shared_data):
