@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,6 +170,22 @@ def test_sample_of_the_other_kind_is_refused(vibration: Model, faces: Model, fra
         vibration.prepare(frame(np.zeros((4, 4, 3), np.uint8)))
     with pytest.raises(OperatorError, match="takes pictures, but motor delivers windows"):
         faces.prepare(window(np.zeros((8, 1))))
+
+
+def test_sensors_never_load_opencv() -> None:
+    """It is 30 MB of a worker's memory, and Windows on Arm has none."""
+    code = "import sys; import agent.inference.model; sys.exit('cv2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pictures_without_opencv_are_refused_with_text(
+    ultraface_path: Path, make_bundle: Callable[..., Bundle], cpu: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(ultraface_path, FACES, FACE)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.delitem(sys.modules, "agent.inference.images", raising=False)
+    with pytest.raises(OperatorError, match="pictures need OpenCV"):
+        open_model(bundle, cpu)
 
 
 def test_model_that_gives_nan_says_so(

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from agent.device.plan import Candidate
 from agent.errors import BundleError, CandidateError
@@ -79,13 +80,22 @@ def test_truncated_model_is_refused(share: float, ultraface_path: Path, tmp_path
 def test_unknown_operator_refuses_the_candidate(
     make_model: Callable[..., Path], tmp_path: Path, cpu: Candidate
 ) -> None:
-    import onnx
-
     path = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": [1, 3]}, {"y": [1, 3]})
     model = onnx.load(path)
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, path)
     with pytest.raises((BundleError, CandidateError), match="NoSuchOperator"):
+        open_session(path, cpu)
+
+
+def test_missing_external_weights_are_named(make_model: Callable[..., Path], cpu: Candidate) -> None:
+    """A model may keep its weights in a second file; half a copy must not load."""
+    weights = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    path = make_model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": [1, 64]}, {"y": [1, 64]}, [weights])
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    open_session(path, cpu)
+    (path.parent / "weights.bin").unlink()
+    with pytest.raises((BundleError, CandidateError), match=r"weights\.bin"):
         open_session(path, cpu)
 
 
