@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 
+from agent.childprocess import command_line
 from agent.clock import SystemClock
 from agent.device.plan import Candidate
 from agent.device.profile import Limits
@@ -23,8 +27,6 @@ def pretend(tmp_path, monkeypatch):
     """Replace the child by a Python script, so that it can crash, hang or lie on cue."""
 
     def use(body: str) -> None:
-        import sys
-
         script = tmp_path / "child.py"
         script.write_text("import json, os, sys, time\nrequest = json.loads(sys.stdin.readline())\n" + body)
         monkeypatch.setattr("agent.childprocess.command_line", lambda role: [sys.executable, str(script)])
@@ -159,3 +161,38 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         assert clock.monotonic() < deadline_s
         clock.wait(threading.Event(), 0.02)
+
+
+def test_a_real_trial_is_held_to_its_memory(make_tiny_bundle):
+    """The same watch on the real child: loading the runtime alone takes more than 40 MiB."""
+    outcome = trial(make_tiny_bundle(), memory_mb=40)
+
+    assert "MiB of memory and was killed; the limit is 40 MiB" in outcome.refusal
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits private memory")
+def test_the_fence_stops_what_grows_faster_than_the_watch():
+    """A model may ask for gigabytes in one call, between two looks of the parent."""
+    code = (
+        "from agent.trial.usage import fence_memory\nfence_memory(10 << 20)\n"
+        "held = bytearray(100 << 20)\n"
+        "try:\n    bytearray(600 << 20)\nexcept MemoryError:\n    print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "refused\n"
+
+
+def test_a_child_whose_parent_is_gone_ends(make_tiny_bundle, tiny_classifier, tmp_path):
+    """`kill -9` of core must not leave trials behind that eat the processor."""
+    slow = make_tiny_bundle({"fp32": tiny_classifier(pooling_rounds=2000)})
+    request = {"is": "trial", "bundle": str(slow), "candidate": asdict(CPU), "memory_bytes": 1 << 30}
+    child = subprocess.Popen(command_line("trial"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child.stdin.write(json.dumps(request) + "\n")
+    child.stdin.flush()
+    wait_until(lambda: psutil.Process(child.pid).num_threads() > 1)
+
+    child.stdin.close()
+
+    assert child.wait(timeout=20) == 1
+    child.stdout.close()
