@@ -118,3 +118,30 @@ def test_line_of_a_loss_report_says_how_many():
         "data": {"seq": 3, "cause": "quota", "count": 12},
     }  # fmt: skip
     assert line_of(loss) == "t b/p #3 loss lost 12 by quota"
+
+
+@pytest.mark.parametrize("is_silent", [pytest.param(False, id="refuses"), pytest.param(True, id="says-nothing")])
+def test_broker_that_speaks_only_the_old_protocol_is_spoken_to_in_it(is_silent):
+    """Some refuse MQTT 5 (CONNACK 1), some never answer it at all."""
+    import socket
+    import threading
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):
+            peer, _address = listener.accept()
+            level = peer.recv(1024)[8]  # fixed header 2, name length 2, "MQTT" 4, then the protocol level
+            if level == 4:
+                peer.sendall(b"\x20\x02\x00\x00")
+                peer.recv(1024)
+            elif not is_silent:
+                peer.sendall(b"\x20\x02\x00\x01")
+            peers.append(peer)
+
+    peers: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        settings = MqttSettings(host="127.0.0.1", port=listener.getsockname()[1])
+        with Subscriber(settings, client_id="x", answer_timeout_s=1.0) as subscriber:
+            assert subscriber.protocol == "3.1.1"
+    for peer in peers:
+        peer.close()
