@@ -1,10 +1,9 @@
 """Child processes of this program that speak JSON lines with their parent.
 
 Native code may crash, so everything that touches a camera stack, a driver or a model runs in one of these.
-It takes a role (`worker`, `probe`, `trial`), works installed and frozen alike, and gives messages as dicts. The parent writes
-to the child's stdin; the child answers on what was its stdout, and everything that libraries print
-goes to stderr, whose tail is kept as the child's *last words*. A child whose parent is gone sees the
-end of its stdin and leaves.
+A role (`worker`, `probe`, `trial`) starts the same way installed and frozen. The parent writes to the child's stdin;
+the child answers on what was its stdout, and everything that libraries print goes to stderr, whose tail is kept as the
+child's *last words*. A child whose parent is gone sees the end of its stdin and leaves.
 """
 
 from __future__ import annotations

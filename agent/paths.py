@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +81,37 @@ def open_state(folder: Path | None = None) -> StatePaths:
             hint="make it writable for this user, or set `state_dir:` (or HOLDFAST__STATE_DIR) to another folder",
         ) from error
     return StatePaths(root)
+
+
+@contextlib.contextmanager
+def hold_state(paths: StatePaths) -> Iterator[None]:
+    """Keep every other core process off this state folder while the block runs. The lock dies with the process.
+
+    Raises:
+        StateError: another process holds it.
+    """
+    file = paths.lock.open("a+b")
+    try:
+        _lock(file.fileno())
+    except OSError as error:
+        file.close()
+        raise StateError(
+            "another holdfast is running with this state folder",
+            where=str(paths.root),
+            hint="stop it, or give this one another folder with `state_dir:` (or HOLDFAST__STATE_DIR)",
+        ) from error
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -156,16 +156,19 @@ def _fix_dimensions(source: ModelFile, graph: onnx.GraphProto, sizes: dict[str, 
             hint=f"give them in bundle.yaml, such as `dimensions: {{{example}: 640}}`, or with --dimension",
         )
     if fixed:
-        _forget_shapes(graph)
+        _forget_shapes(graph, fixed)
         done.append("dimensions fixed: " + ", ".join(f"{name} = {size}" for name, size in sorted(fixed.items())))
 
 
-def _forget_shapes(graph: onnx.GraphProto) -> None:
-    """Drop what was inferred for the dimensions as they were; it is inferred again."""
+def _forget_shapes(graph: onnx.GraphProto, fixed: Mapping[str, int]) -> None:
+    """Drop what was inferred for the dimensions as they were; it is inferred again. Known sizes of outputs stay."""
     del graph.value_info[:]
     for value in graph.output:
         for dimension in value.type.tensor_type.shape.dim:
-            dimension.Clear()
+            if dimension.dim_param in fixed:
+                dimension.dim_value = fixed[dimension.dim_param]
+            elif dimension.dim_param:
+                dimension.Clear()
 
 
 def _infer_shapes(source: ModelFile, model: onnx.ModelProto) -> None:

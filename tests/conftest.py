@@ -81,10 +81,9 @@ def _tiny_classifier(gain: float = 1.0, pooling_rounds: int = 1) -> bytes:
 
 @pytest.fixture
 def make_tiny_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a built bundle of a tiny classifier: three one-coloured pictures are its golden set.
+    """Return a function that writes a built bundle of a tiny classifier with three golden pictures.
 
-    Its arguments are keyword-only: `models` maps variant names to ONNX bytes (others than the default), `changes` goes
-    into the manifest.
+    `models` maps variant names to ONNX bytes; further keywords replace keys of the manifest.
     """
 
     def make(models: dict[str, bytes] | None = None, **changes: object) -> Path:

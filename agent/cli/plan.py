@@ -85,23 +85,23 @@ def print_plan(plan: Plan) -> None:
 
 
 def find_bundle(name: str) -> Path:
-    """Return the folder that `name` means: itself where it exists, else a bundle that ships with Holdfast.
+    """Return the folder that `name` means, as in the configuration: a plain name that ships with Holdfast, else a path.
 
     Raises:
         OperatorError: there is neither.
     """
     from agent import resources
 
-    folder, shipped = Path(name), resources.shipped_bundle(name)
-    if folder.exists() or not shipped.is_dir():
-        if not folder.exists():
-            raise OperatorError(
-                "there is no such folder, and no bundle of this name ships with Holdfast",
-                where=name,
-                hint="name the folder of a built bundle; `holdfast bundle build` makes one",
-            )
+    is_plain = not any(sign in name for sign in "/\\~.")
+    if is_plain and (shipped := resources.shipped_bundle(name)).is_dir():
+        return shipped
+    if (folder := Path(name).expanduser()).exists():
         return folder
-    return shipped
+    raise OperatorError(
+        "there is no such folder, and no bundle of this name ships with Holdfast",
+        where=name,
+        hint="name the folder of a built bundle; `holdfast bundle build` makes one",
+    )
 
 
 def _stored_plan(bundle: str, state_dir: Path | None) -> Plan:

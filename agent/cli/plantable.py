@@ -1,4 +1,7 @@
-"""A plan as a table for people: every candidate with its numbers, where its nodes went, and what became of it."""
+"""A plan as a table for people: every candidate with its numbers, where its nodes went, and what became of it.
+
+The table fits 80 columns (a serial console); the reasons, which may be long, stand below it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import TYPE_CHECKING
 from agent.device.plan import Candidate, Measurement, Outcome, Plan
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Plan) -> Group:
     """Return the plan's outcomes, the chosen one first, then the passed ones by p99, then the refused."""
     chosen = [each for each in plan.outcomes if each.candidate == plan.chosen]
     others = [each for each in plan.outcomes if each.candidate != plan.chosen]
@@ -21,47 +25,28 @@ def plan_table(plan: Plan) -> Table:
 
 def outcome_table(
     outcomes: Sequence[Outcome], *, chosen: Candidate | None = None, running: Candidate | None = None
-) -> Table:
-    """Return outcomes as a table; also while they are being measured, with the one that runs at the end."""
-    from rich.markup import escape
-    from rich.table import Table
+) -> Group:
+    """Return a table of what was measured, and below it why the others were refused.
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("Provider", "Variant"):
-        table.add_column(header, no_wrap=True)
-    for header in ("Threads", "p50 ms", "p99 ms", "CPU ms", "Load ms", "MiB", "Golden"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("Nodes")
-    table.add_column("Verdict", overflow="fold")
+    Args:
+        outcomes: In the order to show.
+        chosen: Marked, where the choice is made already.
+        running: The one being measured now; it gets the last row.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _empty_table()
     for outcome in outcomes:
-        is_chosen = outcome.candidate == chosen
-        cells = [
-            *_name(outcome.candidate),
-            *_numbers(outcome.measurement, outcome.candidate),
-            _verdict(outcome, chosen),
-        ]
-        table.add_row(*(escape(cell) for cell in cells), style=_style(outcome, is_chosen=is_chosen))
+        if outcome.measurement is not None:
+            cells = [*_numbers(outcome.measurement, outcome.candidate), _verdict(outcome, chosen)]
+            table.add_row(outcome.candidate.label, *cells, style=_style(outcome, chosen))
     if running is not None:
-        table.add_row(*_name(running), *[""] * 7, "measuring …", style="cyan")
-    return table
-
-
-def _name(candidate: Candidate) -> tuple[str, str, str]:
-    return candidate.provider.removesuffix("ExecutionProvider"), candidate.variant, str(candidate.threads)
-
-
-def _numbers(measured: Measurement | None, candidate: Candidate) -> tuple[str, ...]:
-    if measured is None:
-        return ("",) * 7
-    return (
-        f"{measured.p50_ms:.2f}",
-        f"{measured.p99_ms:.2f}",
-        f"{measured.cpu_ms_per_run:.2f}",
-        f"{measured.load_ms:.0f}",
-        f"{measured.peak_rss_bytes / 2**20:.0f}",
-        "–" if measured.golden_agreement is None else f"{measured.golden_agreement:.3f}",
-        placement(measured, candidate),
-    )
+        table.add_row(running.label, *[""] * 6, "measuring", style="cyan")
+    refusals = [
+        Text(f"{each.candidate.label} refused: {each.refusal}", style="dim") for each in outcomes if each.refusal
+    ]
+    return Group(*([table] if table.row_count else []), *refusals)
 
 
 def placement(measured: Measurement, candidate: Candidate) -> str:
@@ -77,13 +62,36 @@ def placement(measured: Measurement, candidate: Candidate) -> str:
     return f"{measured.nodes.get(candidate.provider, 0)}/{total}{''.join(elsewhere)}"
 
 
+def _empty_table() -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Candidate", no_wrap=True)
+    for header in ("p50 ms", "p99 ms", "CPU ms", "MiB", "Golden"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("Nodes")
+    table.add_column("Verdict", no_wrap=True)
+    return table
+
+
+def _numbers(measured: Measurement, candidate: Candidate) -> tuple[str, ...]:
+    return (
+        f"{measured.p50_ms:.2f}",
+        f"{measured.p99_ms:.2f}",
+        f"{measured.cpu_ms_per_run:.2f}",
+        f"{measured.peak_rss_bytes / 2**20:.0f}",
+        "–" if measured.golden_agreement is None else f"{measured.golden_agreement:.3f}",
+        placement(measured, candidate),
+    )
+
+
 def _verdict(outcome: Outcome, chosen: Candidate | None) -> str:
     if outcome.refusal is not None:
-        return f"refused: {outcome.refusal}"
+        return "refused"
     return "chosen" if outcome.candidate == chosen else "passed"
 
 
-def _style(outcome: Outcome, *, is_chosen: bool) -> str:
-    if is_chosen:
+def _style(outcome: Outcome, chosen: Candidate | None) -> str:
+    if outcome.candidate == chosen:
         return "bold green"
     return "dim" if outcome.refusal is not None else ""

@@ -65,7 +65,7 @@ class PlanStore:
         return self._folder / f"{key}.json"
 
     def _set_aside(self, path: Path, error: Exception) -> None:
-        aside = path.with_suffix(".damaged")
+        aside = path.with_name(f"{path.name}.damaged")
         try:
             path.replace(aside)
         except OSError as reason:

@@ -73,7 +73,7 @@ class _Channel:
     @cached_property
     def variance(self) -> float:
         variance = float(self.squares.mean())
-        # A constant that float32 cannot hold exactly leaves rounding dust, and dust has moments.
+        # Where only the last bit of a float32 flickers, the sensor is still; the flicker has moments that mean nothing.
         return variance if variance > (1e-6 * abs(self.mean)) ** 2 else 0.0
 
     @cached_property

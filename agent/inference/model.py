@@ -154,8 +154,14 @@ class _Pictures:
     """Frames become tensors."""
 
     def __init__(self, image: ImageInput) -> None:
-        # Here, so that a worker of sensors only, and a system without OpenCV, never load it for this.
-        from agent.inference.images import ImagePreprocessor
+        # Here, so that a worker of sensors only never loads OpenCV; some systems have no wheel of it.
+        try:
+            from agent.inference.images import ImagePreprocessor
+        except ImportError as error:
+            raise OperatorError(
+                f"pictures need OpenCV, which cannot be imported here: {error}",
+                hint="install opencv-python-headless; where it has no wheel (Windows on Arm) only sensors can be used",
+            ) from error
 
         self._images = ImagePreprocessor(image)
         self.shape = self._images.shape

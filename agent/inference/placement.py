@@ -62,7 +62,8 @@ class Placement:
 def place(frame_width: int, frame_height: int, image: ImageInput) -> Placement:
     """Return where a frame of that size goes.
 
-    `fit_to_window` rounds the resized picture down and puts it at the left top, as YOLOX's `preproc` does;
+    `fit_to_window` rounds the resized picture down and puts it at the left top, as YOLOX's `preproc` does
+    (also where 432 × 416/768 comes out as 233.99…: the model was trained on that);
     `fit_to_window_letterbox` rounds to nearest and centres it, as Ultralytics' `LetterBox` does.
     """
     size = (frame_width, frame_height)

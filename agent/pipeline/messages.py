@@ -1,16 +1,28 @@
 """What core and a worker say to each other, as JSON lines: `{"is": KIND, …}`.
 
-Core → worker: one `job` at the start; then nothing but the end of input, which means finish.
-Worker → core, in this order of life: `ready`, then any of `event`, `state`, `beat`, and `failed` before it gives up.
+Core → worker: one `job` at the start; then `payload` for sensors on MQTT topics; the end of input means finish.
+Worker → core, in this order of life: `ready`, then any of `event` and `beat`, and `failed` before it gives up.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NotRequired, TypedDict
 
 from agent.device.plan import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineJob:
+    """One camera or sensor of a job."""
+
+    name: str
+    kind: Literal["camera", "sensor"]
+    settings: Mapping[str, Any]
+    """A CameraSettings or SensorSettings as JSON-ready values."""
+    first_sample_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +37,41 @@ class Job:
     pipelines: tuple[PipelineJob, ...]
     beat_s: float = 1.0
 
+    def to_message(self) -> dict[str, Any]:
+        """Return the `job` message."""
+        return {"is": "job", **asdict(self)}
 
-@dataclass(frozen=True, slots=True)
-class PipelineJob:
-    """One camera or sensor of a job."""
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> Job:
+        """Return the job of a `job` message. Raises KeyError or TypeError for anything else."""
+        candidate = dict(message["candidate"])
+        for key in ("options", "session_options"):
+            candidate[key] = tuple((name, value) for name, value in candidate[key])
+        return cls(
+            model=message["model"],
+            bundle=message["bundle"],
+            candidate=Candidate(**candidate),
+            pipelines=tuple(PipelineJob(**pipeline) for pipeline in message["pipelines"]),
+            beat_s=message["beat_s"],
+        )
 
-    name: str
-    kind: Literal["camera", "sensor"]
-    settings: Mapping[str, Any]
-    """A CameraSettings or SensorSettings as JSON-ready values."""
-    first_sample_id: int = 0
+    def going_on_at(self, next_ids: Mapping[str, int]) -> Job:
+        """Return this job for a new worker, whose samples are numbered from where the old one was last heard of."""
+        pipelines = tuple(
+            replace(pipeline, first_sample_id=next_ids.get(pipeline.name, pipeline.first_sample_id))
+            for pipeline in self.pipelines
+        )
+        return replace(self, pipelines=pipelines)
+
+
+def payload_message(pipeline: str, at: str, payload: bytes) -> dict[str, Any]:
+    """Return the message that carries what came on a sensor's topic. `at` is the arrival, RFC 3339 UTC."""
+    return {"is": "payload", "pipeline": pipeline, "at": at, "payload": base64.b64encode(payload).decode()}
+
+
+def payload_bytes(message: Mapping[str, Any]) -> bytes:
+    """Return the payload of a `payload` message."""
+    return base64.b64decode(message["payload"])
 
 
 class Ready(TypedDict):
@@ -42,6 +79,15 @@ class Ready(TypedDict):
 
     nodes: dict[str, int]
     load_ms: float
+
+
+class Failed(TypedDict):
+    """The worker gives up and says why; it exits with `exit_code`, which is that of the error (agent.errors)."""
+
+    reason: str
+    exit_code: int
+    pipeline: NotRequired[str]
+    """Whose fault it was, where it was one pipeline's."""
 
 
 class StageTimes(TypedDict):
@@ -53,8 +99,11 @@ class StageTimes(TypedDict):
     p99_ms: float
 
 
+SourceState = Literal["opening", "open", "down", "finished"]
+
+
 class PipelineBeat(TypedDict):
-    """How one pipeline is doing."""
+    """How one pipeline is doing. Counts are since the worker started."""
 
     samples: int
     """Samples that went through to the end."""
@@ -64,9 +113,12 @@ class PipelineBeat(TypedDict):
     events: int
     stages: dict[str, StageTimes]
     """`capture preprocess infer decode track rules emit`, and `age`: from capture to the end of emit."""
-    source: Literal["opening", "open", "down", "finished"]
+    source: SourceState
     source_text: str
-    """Why it is down."""
+    """Why it is down, or why it finished before its time."""
+    next_sample_id: int
+    invalid_text: str
+    """Why the newest invalid sample was none; empty when the newest sample was fine."""
     width: NotRequired[int]
     height: NotRequired[int]
 

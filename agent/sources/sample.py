@@ -21,7 +21,8 @@ class Frame:
     captured_at: datetime
     """UTC, when the sensor delivered it as far as that can be known, not when we read it."""
     captured_monotonic_s: float
-    """The same moment on this machine's monotonic clock; frame age is measured from here."""
+    """The same moment on this machine's monotonic clock. Rules count time by it, and a live source's frame age is
+    measured from here; a recording played as fast as it goes has its own time, which runs ahead of the clock."""
     pixels: NDArray[np.uint8]
 
 
@@ -77,7 +78,9 @@ class Source(Protocol[SampleT_co]):
 
     is_live: bool
     """Whether samples are lost when nobody takes them (camera, paced file), so that the latest wins;
-    otherwise every sample waits for its turn (file at full speed, folder of pictures)."""
+    otherwise every sample waits for its turn (file at full speed, folder of pictures).
+
+    A source may also have `dropped: Mapping[str, int]`: the samples that it left out itself, by cause (`stale`, …)."""
 
     def read(self) -> SampleT_co | None:
         """Return the next sample, or None at the end of a finite source.

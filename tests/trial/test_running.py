@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
+import sys
 import threading
-import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 
+from agent.childprocess import command_line
+from agent.clock import SystemClock
 from agent.device.plan import Candidate
 from agent.device.profile import Limits
 from agent.trial.running import STOPPED, run_trial
@@ -23,8 +27,6 @@ def pretend(tmp_path, monkeypatch):
     """Replace the child by a Python script, so that it can crash, hang or lie on cue."""
 
     def use(body: str) -> None:
-        import sys
-
         script = tmp_path / "child.py"
         script.write_text("import json, os, sys, time\nrequest = json.loads(sys.stdin.readline())\n" + body)
         monkeypatch.setattr("agent.childprocess.command_line", lambda role: [sys.executable, str(script)])
@@ -120,9 +122,7 @@ def test_stop_ends_a_trial_at_once(pretend, tmp_path):
     stop = threading.Event()
 
     def stop_when_running() -> None:
-        deadline = time.monotonic() + 20
-        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
         stop.set()
 
     threading.Thread(target=stop_when_running, daemon=True).start()
@@ -152,8 +152,47 @@ def test_nonsense_from_a_child_is_a_refusal(pretend, tmp_path, body, text):
 
 
 def assert_gone(pid: int) -> None:
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, f"process {pid} is still there"
-        time.sleep(0.02)
-    assert os.getpid() != pid
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    clock = SystemClock()
+    deadline_s = clock.monotonic() + timeout_s
+    while not condition():
+        assert clock.monotonic() < deadline_s
+        clock.wait(threading.Event(), 0.02)
+
+
+def test_a_real_trial_is_held_to_its_memory(make_tiny_bundle):
+    """The same watch on the real child: loading the runtime alone takes more than 40 MiB."""
+    outcome = trial(make_tiny_bundle(), memory_mb=40)
+
+    assert "MiB of memory and was killed; the limit is 40 MiB" in outcome.refusal
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits private memory")
+def test_the_fence_stops_what_grows_faster_than_the_watch():
+    """A model may ask for gigabytes in one call, between two looks of the parent."""
+    code = (
+        "from agent.trial.usage import fence_memory\nfence_memory(10 << 20)\n"
+        "held = bytearray(100 << 20)\n"
+        "try:\n    bytearray(600 << 20)\nexcept MemoryError:\n    print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "refused\n"
+
+
+def test_a_child_whose_parent_is_gone_ends(make_tiny_bundle, tiny_classifier, tmp_path):
+    """`kill -9` of core must not leave trials behind that eat the processor."""
+    slow = make_tiny_bundle({"fp32": tiny_classifier(pooling_rounds=2000)})
+    request = {"is": "trial", "bundle": str(slow), "candidate": asdict(CPU), "memory_bytes": 1 << 30}
+    child = subprocess.Popen(command_line("trial"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child.stdin.write(json.dumps(request) + "\n")
+    child.stdin.flush()
+    wait_until(lambda: psutil.Process(child.pid).num_threads() > 1)
+
+    child.stdin.close()
+
+    assert child.wait(timeout=20) == 1
+    child.stdout.close()

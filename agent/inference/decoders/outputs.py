@@ -33,7 +33,7 @@ def take(outputs: Outputs, name: str, shape: tuple[int, ...]) -> NDArray[np.floa
     found = outputs.get(name)
     if found is None:
         raise CandidateError(f"expected an output named {name!r}, found {', '.join(map(repr, outputs)) or 'none'}")
-    if not agrees(found.shape, shape):
+    if found.shape != shape and not agrees(found.shape, shape):
         raise CandidateError(f"output {name!r}: expected shape {text(shape)}, found {text(found.shape)}")
     return finite(found, name)
 

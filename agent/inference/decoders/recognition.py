@@ -102,15 +102,17 @@ def _without_coco_twin(found: list[Recognised], inputs: Sequence[TensorSpec]) ->
 
 def _labels_count(model_type: ModelType, outputs: Sequence[TensorSpec]) -> int | None:
     shape = outputs[0].shape
-    counts: dict[ModelType, int | None] = {"ultraface": 1, "anomaly": 0, "ssd": None}
-    if model_type in counts:
-        return counts[model_type]
-    size, others = {
-        "yolox": (shape[-1], 5),
-        "yolo": (shape[-1] if is_transposed(shape, None) else shape[1], 4),
-        "classify": (shape[1], 0),
-    }[model_type]
-    return size - others if size > 0 else None
+    if model_type == "yolox":
+        return _known(shape[2], 5)
+    if model_type == "yolo":
+        return _known(shape[2] if is_transposed(shape, None) else shape[1], 4)
+    if model_type == "classify":
+        return _known(shape[1], 0)
+    return {"ultraface": 1, "anomaly": 0}.get(model_type)
+
+
+def _known(columns: int, others: int) -> int | None:
+    return columns - others if columns > 0 else None
 
 
 def _why(model_type: ModelType, outputs: Sequence[TensorSpec]) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,14 +73,20 @@ def select_boxes(
     """
     _check(xyxy_px, scores, class_ids, selection)
     index = _entering(xyxy_px, scores, class_ids, selection)
-    if len(index):
-        index = index[_suppress(xyxy_px[index], scores[index], class_ids[index], selection)]
+    if not len(index):
+        return no_objects()
+    index = index[_suppress(xyxy_px[index], scores[index], class_ids[index], selection)]
     boxes = placement.to_frame(xyxy_px[index])
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if not inside.all():
         boxes, index = boxes[inside], index[inside]
     index = index[: selection.topk]
     return Detections(boxes[: selection.topk], np.minimum(scores[index], np.float32(1)), class_ids[index])
+
+
+def no_objects() -> Detections:
+    """Return the answer for a frame without objects: what most cameras see most of the time, so decoders end early."""
+    return Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
 
 
 def check_scores(scores: NDArray[np.float32]) -> None:
@@ -135,6 +140,8 @@ def _suppress(
     """Return which boxes survive, best first; the boxes come best first."""
     if len(scores) == 1:
         return np.zeros(1, np.intp)
+    import cv2  # here: a worker of sensors, and a system for which OpenCV has no wheel, import this module too
+
     xywh = xyxy_px.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
     if not selection.agnostic_nms:

@@ -13,7 +13,7 @@ from agent.bundle.manifest import Decoder, ImageInput, TensorSpec
 from agent.inference.answers import Detections
 from agent.inference.decoders.grid import takes_pictures
 from agent.inference.decoders.outputs import Outputs, agrees, listing, refuse, take
-from agent.inference.decoders.selection import Selection, select_boxes
+from agent.inference.decoders.selection import Selection, no_objects, select_boxes
 from agent.inference.placement import Placement
 
 
@@ -53,7 +53,9 @@ class UltraFaceDecoder:
         both = take(outputs, self._scores, (1, -1, 2))
         boxes = take(outputs, self._boxes, (1, both.shape[1], 4))[0]
         scores = both[0, :, 1]
-        index = np.flatnonzero(scores >= selection.min_score)
+        index = (scores >= selection.min_score).nonzero()[0]
+        if not len(index):
+            return no_objects()
         faces = np.zeros(len(index), np.int64)
         return select_boxes(boxes[index] * self._size, scores[index], faces, selection, placement)
 

@@ -16,7 +16,7 @@ from agent.bundle.manifest import Decoder, ImageInput, TensorSpec
 from agent.inference.answers import Detections
 from agent.inference.decoders.grid import takes_pictures
 from agent.inference.decoders.outputs import Outputs, listing, refuse, take, text
-from agent.inference.decoders.selection import Selection, select_boxes
+from agent.inference.decoders.selection import Selection, no_objects, select_boxes
 from agent.inference.placement import Placement
 
 
@@ -67,7 +67,9 @@ class YoloDecoder:
         tensor = take(outputs, self._name, self._shape)[0]
         rows = tensor.T if self._is_transposed else tensor
         best = rows[4:].max(axis=0)
-        index = np.flatnonzero(best >= selection.min_score)
+        index = (best >= selection.min_score).nonzero()[0]
+        if not len(index):
+            return no_objects()
         classes = rows[4:, index].argmax(axis=0).astype(np.int64)
         return select_boxes(_corners(rows[:4, index]), best[index], classes, selection, placement)
 

@@ -17,7 +17,7 @@ from agent.bundle.manifest import Decoder, ImageInput, TensorSpec
 from agent.inference.answers import Detections
 from agent.inference.decoders.grid import STRIDES, cells_count, picture_size, takes_pictures
 from agent.inference.decoders.outputs import Outputs, listing, refuse, take, text
-from agent.inference.decoders.selection import Selection, select_boxes
+from agent.inference.decoders.selection import Selection, no_objects, select_boxes
 from agent.inference.placement import Placement
 
 
@@ -63,7 +63,9 @@ class YoloxDecoder:
         """
         rows = take(outputs, self._name, self._shape)[0]
         # A class score is at most 1, so a cell whose object score is too low cannot count: most cells end here.
-        likely = np.flatnonzero(rows[:, 4] >= selection.min_score)
+        likely = (rows[:, 4] >= selection.min_score).nonzero()[0]
+        if not len(likely):
+            return no_objects()
         found = rows[likely]
         classes = found[:, 5:].argmax(axis=1)
         scores = found[:, 4] * found[np.arange(len(found)), 5 + classes]

@@ -1,0 +1,63 @@
+# One entry point for everything a developer runs. Needs Python >= 3.11 and make; does its own set-up in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.PHONY: demo test bench lint types format imports freeze check-frozen resolve pins bundles clean
+
+demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
+	$(BIN)/holdfast demo $(ARGS)
+
+test: $(VENV)/.dev lint types imports ## Everything that CI checks
+	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.dev ## Ratios against peers and ceilings, as one table
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev ## Which package may import which
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+freeze: $(VENV)/.dev ## One file that needs no Python: dist/holdfast
+	$(BIN)/pyinstaller --noconfirm --clean --distpath dist --workpath build/freeze packaging/holdfast.spec
+
+check-frozen: ## Run the frozen demo with no Python on the path
+	packaging/check_frozen.sh dist/holdfast
+
+bundles: $(VENV)/.dev ## Build the bundles that ship with Holdfast from their recipes
+	$(BIN)/holdfast bundle build bundles/recipes/parcels --output bundles/recipes/parcels/built --force
+	$(BIN)/holdfast bundle build bundles/recipes/bearing --output bundles/recipes/bearing/built --force
+
+resolve: $(VENV)/.dev ## Prove that every supported system finds its wheels
+	packaging/resolve.sh
+
+pins: $(VENV)/.dev ## Renew the pinned requirements
+	packaging/pin.sh
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# The pins hold hashes, so that what was tested is what gets installed.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Holdfast needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements/run.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/run.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	touch $@

@@ -1,0 +1,396 @@
+"""Core: composes every service, and is the only module that knows them all.
+
+One thread takes messages from one queue: from the broker link, from workers, from the preparing thread. It hands each
+to the state machine that decides (outbox, supervision, conditions) and carries out the answer. Nothing else touches
+SQLite. Core imports neither ONNX Runtime nor OpenCV: what they do happens in child processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import psutil
+
+from agent.backoff import Backoff
+from agent.clock import Clock, Random, SystemClock, SystemRandom
+from agent.device.plan import Candidate
+from agent.device.planstore import PlanStore
+from agent.health.conditions import Conditions
+from agent.identity import device_identity
+from agent.mqtt.link import Link
+from agent.mqtt.messages import Connected, ConnectFailed, Disconnected, LinkMessage, MessageArrived, PublishAcknowledged
+from agent.mqtt.topics import Topics, topic_matches
+from agent.outbox.actions import Action, ClearCondition, Publish, SetCondition
+from agent.outbox.envelope import Envelope, ModelInfo
+from agent.outbox.outbox import Outbox
+from agent.outbox.store import EventStore
+from agent.paths import StatePaths, hold_state, open_state
+from agent.pipeline.jobs import pipelines_by_model, sensor_topics
+from agent.pipeline.messages import Job
+from agent.pipeline.workers import WorkerNote, Workers
+from agent.preparation import (
+    BundleOpened,
+    FactsKnown,
+    Preparation,
+    PreparationFailed,
+    PreparationNote,
+    Prepared,
+    TrialProgress,
+)
+from agent.settings import Settings
+from agent.status import LinkStatus, ModelStatus, OutboxStatus, PipelineStatus, Status
+
+log = logging.getLogger(__name__)
+
+WORKERS_GRACE_S = 0.8
+"""With the link's farewell (1 s at most), core is gone within 2 s of SIGTERM."""
+STATUS_PERIOD_S = 1.0
+METRICS_PERIOD_S = 60.0
+EARLIEST_PLAUSIBLE_YEAR = 2025
+LATEST_PLAUSIBLE_YEAR = 2099
+NOTES_AHEAD = 4096
+"""Worker messages that may wait for core: then the workers wait, so that a slow disk does not fill the memory."""
+
+Note: TypeAlias = LinkMessage | WorkerNote | PreparationNote | None
+"""What comes through the queue; None asks to stop."""
+
+
+class Core:
+    """The agent's main process, from settings to the last farewell. `run` blocks; any thread may `stop` it.
+
+    Args:
+        settings: The operator's file.
+        paths: The state folder, which this process holds alone.
+        exit_when_finished: Stop by itself when every source has ended and every event has left.
+        farewell_s: After `stop`, how long events may still take to leave. A service has no time for that: they are kept.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        paths: StatePaths,
+        clock: Clock,
+        random: Random,
+        *,
+        exit_when_finished: bool = False,
+        farewell_s: float = 0.0,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._exit_when_finished = exit_when_finished
+        self._farewell_s = farewell_s
+        self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
+        self._room = threading.Semaphore(NOTES_AHEAD)
+        self._device_id = device_identity(settings.device.name, paths, random)
+        self._started_at = clock.now()
+        self._conditions = Conditions(clock)
+        self._outbox = Outbox(
+            EventStore.open(paths, clock), settings.outbox, Envelope(self._device_id, clock, random), random
+        )
+        self._pipelines = pipelines_by_model(settings.cameras, settings.sensors, list(settings.models))
+        self._workers = Workers(
+            post=self._post_worker_note, on_event=self._record, conditions=self._conditions, clock=clock, random=random
+        )
+        self._plans = PlanStore(paths.plans)
+        self._preparation: Preparation | None = None
+        self._preparation_backoff = Backoff(random, first_s=30.0, limit_s=600.0)
+        self._prepare_again: dict[str, float] = {}
+        self._topics = Topics(settings.mqtt.topic_prefix if settings.mqtt else "holdfast", self._device_id)
+        self._sensor_topics = sensor_topics(settings.sensors)
+        self._link = self._make_link(random)
+        self._model_info: dict[str, ModelInfo] = {}
+        self._pipeline_models = {
+            pipeline.name: model for model, pipelines in self._pipelines.items() for pipeline in pipelines
+        }
+        self._published: dict[str, bytes] = {}
+        self._next_status_s = 0.0
+        self._next_metrics_s = clock.monotonic() + METRICS_PERIOD_S
+        self._process = psutil.Process()
+        self.status = Status(
+            self._device_id,
+            self._started_at,
+            self._started_at,
+            LinkStatus("connecting" if self._link else "none"),
+            OutboxStatus(),
+            models=tuple(ModelStatus(name, model.bundle) for name, model in settings.models.items()),
+        )
+        """The newest status, a finished value."""
+
+    def run(self) -> None:
+        """Start everything, work until `stop` is called, and leave nothing behind."""
+        try:
+            self._start()
+            while self._work():
+                pass
+        finally:
+            self._finish()
+
+    def stop(self) -> None:
+        """Ask `run` to return. Safe in signal handlers and from any thread."""
+        self._notes.put(None)
+
+    # -- order of life -----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._carry_out(self._outbox.start(self._clock.monotonic()))
+        self._check_clock()
+        if self._link:
+            self._link.start()
+        self._prepare({name: model.bundle for name, model in self._settings.models.items()})
+
+    def _work(self) -> bool:
+        """Wait for something to happen, deal with all of it, do what is due. Return whether to go on."""
+        wakeups = [self._outbox.next_wakeup, self._workers.tick(), self._next_status_s, *self._prepare_again.values()]
+        next_s = min(wakeup for wakeup in wakeups if wakeup is not None)
+        try:
+            note = self._notes.get(timeout=max(0.0, next_s - self._clock.monotonic()))
+            while note is not None:
+                self._deal_with(note)
+                note = self._notes.get_nowait()
+        except queue.Empty:
+            self._do_what_is_due()
+            return not (self._exit_when_finished and self._is_finished())
+        return False
+
+    def _do_what_is_due(self) -> None:
+        now_s = self._clock.monotonic()
+        self._carry_out(self._outbox.tick(now_s))
+        self._prepare_what_is_due(now_s)
+        if now_s >= self._next_status_s:
+            self._next_status_s = now_s + STATUS_PERIOD_S
+            self._refresh_status()
+
+    def _finish(self) -> None:
+        """Workers first, so that what they still say is recorded; then the outbox; the farewell to the broker last."""
+        self._workers.stop(WORKERS_GRACE_S)
+        if self._preparation:
+            self._preparation.stop()
+        self._take_waiting_notes()
+        self._bid_farewell()
+        self._refresh_status()
+        self._outbox.close(self._clock.monotonic())
+        if self._link:
+            self._link.stop()
+
+    def _take_waiting_notes(self) -> None:
+        while not self._notes.empty():
+            note = self._notes.get()
+            if isinstance(note, WorkerNote):
+                self._deal_with(note)
+
+    def _bid_farewell(self) -> None:
+        """Go on delivering for `farewell_s`, or until nothing waits."""
+        until_s = self._clock.monotonic() + self._farewell_s
+        while self._outbox.stats().queued and self._clock.monotonic() < until_s:
+            self._carry_out(self._outbox.tick(self._clock.monotonic()))
+            try:
+                self._deal_with(self._notes.get(timeout=0.05))
+            except queue.Empty:
+                continue
+
+    def _is_finished(self) -> bool:
+        """Whether every source has ended and nothing waits for a broker that there is one of."""
+        if self._workers.models != set(self._pipelines) or not self._workers.are_finished:
+            return False
+        return self._link is None or self._outbox.stats().queued == 0
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def _post_worker_note(self, note: WorkerNote) -> None:
+        self._room.acquire()
+        self._notes.put(note)
+
+    def _deal_with(self, note: Note) -> None:
+        now_s = self._clock.monotonic()
+        match note:
+            case WorkerNote():
+                self._room.release()
+                self._workers.deal_with(note)
+            case PublishAcknowledged(session, token, reason_code):
+                self._carry_out(self._outbox.acknowledged(token, reason_code, session, now_s))
+            case MessageArrived(topic, payload):
+                self._take_message(topic, payload, now_s)
+            case Connected(session, protocol, receive_maximum):
+                self._set_link(LinkStatus("connected", protocol))
+                self._conditions.clear("broker-unreachable")
+                self._carry_out(
+                    self._outbox.connected(
+                        now_s, session=session, receive_maximum=receive_maximum, sees_denials=note.sees_denials
+                    )
+                )
+            case Disconnected(_, reason):
+                self._set_link(LinkStatus("connecting", text=reason))
+                self._conditions.set("broker-unreachable", "warning", f"the broker is gone: {reason}; events are kept")
+                self._carry_out(self._outbox.disconnected(now_s))
+            case ConnectFailed(_, reason):
+                self._set_link(LinkStatus("connecting", text=reason))
+                self._conditions.set("broker-unreachable", "warning", f"{reason}; events are kept")
+            case FactsKnown(facts):
+                self.status = replace(self.status, facts=facts)
+                for finding in facts.findings:
+                    self._conditions.set(f"probe/{finding.probe}", "info", finding.text)
+            case BundleOpened(model, bundle):
+                self._update_model(model, version=bundle.manifest.version, digest=bundle.digest)
+            case TrialProgress(model, Candidate() as candidate):
+                self._update_model(model, trying=candidate)
+            case TrialProgress(model, outcome):
+                self._update_model(model, trying=None, outcomes=(*self._model(model).outcomes, outcome))
+            case Prepared():
+                self._run_model(note)
+            case PreparationFailed(model, error):
+                self._conditions.set(f"model-unusable/{model}", "error", str(error))
+                log.error("model %s cannot run: %s", model, error)
+                self._prepare_again[model] = now_s + self._preparation_backoff.next_delay_s()
+
+    def _take_message(self, topic: str, payload: bytes, now_s: float) -> None:
+        if topic == self._topics.ack:
+            self._carry_out(self._outbox.consumer_acknowledged(payload, now_s))
+        for pipeline, pattern in self._sensor_topics.items():
+            if topic_matches(pattern, topic):
+                self._workers.send_payload(pipeline, self._clock.now(), payload)
+
+    def _record(self, pipeline: str, message: Mapping[str, Any], latency_ms: float) -> None:
+        """One event of a worker: durable within `commit_ms`, delivered or counted from then on."""
+        model = self._model_info.get(self._pipeline_models[pipeline])
+        self._carry_out(self._outbox.record({**message, "latency_ms": latency_ms}, model, self._clock.monotonic()))
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Publish(seq, pipeline, payload, session):
+                    if self._link:
+                        topic = self._topics.events(pipeline)
+                        self._link.publish(
+                            topic,
+                            payload,
+                            qos=1,
+                            token=seq,
+                            session=session,
+                            content_type="application/cloudevents+json",
+                        )
+                case SetCondition(name, severity, text):
+                    if self._conditions.set(name, severity, text):
+                        log.warning("condition %s: %s", name, text)
+                case ClearCondition(name):
+                    self._conditions.clear(name)
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, models: Mapping[str, str]) -> None:
+        self._preparation = Preparation(
+            models, self._settings.device.profile, self._plans, self._clock, post=self._notes.put
+        )
+        self._preparation.start()
+
+    def _prepare_what_is_due(self, now_s: float) -> None:
+        due = [model for model, at_s in self._prepare_again.items() if now_s >= at_s]
+        if due and not (self._preparation and self._preparation.is_running):
+            for model in due:
+                del self._prepare_again[model]
+            self._prepare({model: self._settings.models[model].bundle for model in due})
+
+    def _run_model(self, prepared: Prepared) -> None:
+        model, plan, manifest = prepared.model, prepared.plan, prepared.bundle.manifest
+        self._conditions.clear(f"model-unusable/{model}")
+        self._update_model(model, plan=plan, trying=None, outcomes=plan.outcomes, plan_is_stored=prepared.was_stored)
+        chosen = plan.chosen
+        self._model_info[model] = ModelInfo(
+            manifest.name, manifest.version, prepared.bundle.digest, chosen.variant, chosen.provider
+        )
+        log.info("model %s: %s: %s", model, chosen.label, plan.reason)
+        self._workers.add(Job(model, str(prepared.bundle.folder), chosen, self._pipelines[model]))
+
+    # -- status ------------------------------------------------------------------------------------------------------
+
+    def _model(self, name: str) -> ModelStatus:
+        return next(model for model in self.status.models if model.name == name)
+
+    def _update_model(self, name: str, **changes: Any) -> None:
+        models = tuple(replace(model, **changes) if model.name == name else model for model in self.status.models)
+        self.status = replace(self.status, models=models)
+
+    def _set_link(self, link: LinkStatus) -> None:
+        if link != self.status.link:
+            log.info("broker: %s %s%s", link.state, f"MQTT {link.protocol}" if link.protocol else "", link.text)
+        self.status = replace(self.status, link=link)
+
+    def _check_clock(self) -> None:
+        now = self._clock.now()
+        if EARLIEST_PLAUSIBLE_YEAR <= now.year <= LATEST_PLAUSIBLE_YEAR:
+            self._conditions.clear("clock-implausible")
+        else:
+            text = f"the clock says {now:%Y-%m-%d}: times in events are wrong until it is set (NTP, or a battery)"
+            self._conditions.set("clock-implausible", "warning", text)
+
+    def _refresh_status(self) -> None:
+        self._check_clock()
+        for worker in self._workers.status():
+            self._update_model(
+                worker.model,
+                nodes=worker.ready["nodes"] if worker.ready else None,
+                worker_pid=worker.pid,
+                worker_rss_bytes=worker.beat["rss_bytes"] if worker.beat else 0,
+                restarts=worker.restarts,
+            )
+        beats = dict(self._workers.beats())
+        stats = self._outbox.stats()
+        self.status = replace(
+            self.status,
+            at=self._clock.now(),
+            outbox=OutboxStatus(stats.recorded, stats.delivered, stats.queued, dict(stats.lost), stats.queued_bytes),
+            pipelines=tuple(
+                PipelineStatus(name, model, beats.get(name)) for name, model in self._pipeline_models.items()
+            ),
+            conditions=tuple(self._conditions),
+            core_rss_bytes=self._process.memory_info().rss,
+        )
+        self._publish_status()
+
+    def _publish_status(self) -> None:
+        if not self._link:
+            return
+        for topic, document in ((self._topics.info, self.status.info()), (self._topics.health, self.status.health())):
+            payload = json.dumps(document, separators=(",", ":")).encode()
+            if self._published.get(topic) != payload:
+                self._published[topic] = payload
+                self._link.retain(topic, payload)
+        now_s = self._clock.monotonic()
+        if now_s >= self._next_metrics_s:
+            self._next_metrics_s = now_s + METRICS_PERIOD_S
+            self._link.publish(self._topics.metrics, json.dumps(self.status.metrics()).encode())
+
+    def _make_link(self, random: Random) -> Link | None:
+        if self._settings.mqtt is None:
+            self._conditions.set("no-broker", "info", "no `mqtt:` section: events are kept on this device only")
+            return None
+        subscriptions = [self._topics.ack, *dict.fromkeys(self._sensor_topics.values())]
+        return Link(
+            self._settings.mqtt,
+            self._topics,
+            post=self._notes.put,
+            clock=self._clock,
+            random=random,
+            subscriptions=subscriptions,
+        )
+
+
+def run(settings: Settings, *, exit_when_finished: bool = False) -> None:
+    """Run the agent until SIGTERM or SIGINT.
+
+    Raises:
+        StateError: the state folder cannot be used, or another agent holds it.
+    """
+    clock, random = SystemClock(), SystemRandom()
+    paths = open_state(settings.state_dir)
+    with hold_state(paths):
+        core = Core(settings, paths, clock, random, exit_when_finished=exit_when_finished)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: core.stop())
+        core.run()

@@ -1,0 +1,296 @@
+"""The worker process: one bundle in one session, and a loop for each pipeline that shares it.
+
+Takes a `job` from core, gives `ready`, events and heartbeats, and `failed` with a reason before it gives up. It leaves
+when its input ends, within a second, whatever a camera driver is doing. It holds nothing that may not be lost: an event
+is core's as soon as it is sent. Imports stay few and late: each worker pays for them in memory.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from agent import log as logs
+from agent.childprocess import Message, ParentLink, open_parent_link
+from agent.clock import Clock, Random, SystemClock, SystemRandom
+from agent.errors import HoldfastError, OperatorError
+from agent.events.event import Event
+from agent.pipeline.loop import LoopSettings, PipelineLoop
+from agent.pipeline.messages import Job, PipelineBeat, PipelineJob, payload_bytes
+from agent.pipeline.settings import CameraSettings, SensorSettings
+from agent.sources.sample import Frame, Sample, Source
+
+if TYPE_CHECKING:
+    from agent.bundle.manifest import Manifest
+    from agent.inference.model import Model
+    from agent.sources.mqtt_topic import Inbox
+
+log = logging.getLogger(__name__)
+
+LEAVE_S = 0.8
+"""How long threads get to end by themselves. Core kills after 1.5 s, and the whole agent promises 2 s."""
+INBOX_CAPACITY = 1000
+"""Payloads waiting for a sensor's pipeline; more than that means that it does not keep up, and the newest is lost."""
+
+
+def main() -> None:
+    """Run the worker until its input ends, or until it fails."""
+    faulthandler.enable()  # a native crash leaves a stack in the last words
+    link = open_parent_link()
+    logs.configure()
+    Worker(link, SystemClock(), SystemRandom()).run()
+
+
+@dataclass(slots=True)
+class _Pipeline:
+    job: PipelineJob
+    loop: PipelineLoop[Sample]
+    inbox: Inbox | None
+
+
+class Worker:
+    """One worker, spoken to through `link`. `run` does not return: a driver that hangs must not keep the process."""
+
+    def __init__(self, link: ParentLink, clock: Clock, random: Random) -> None:
+        self._link = link
+        self._clock = clock
+        self._random = random
+        self._stop = threading.Event()
+        self._pipelines: dict[str, _Pipeline] = {}
+
+    def run(self) -> NoReturn:
+        """Take the job, run it, and leave when the input ends."""
+        messages = self._link.messages()
+        try:
+            job = _take_job(messages)
+            self._begin(job)
+        except Exception as error:  # noqa: BLE001  the top of the process: whatever it is, core is told
+            self._give_up(error)
+        for pipeline in self._pipelines.values():
+            pipeline.loop.start()
+        threading.Thread(target=self._beat, args=(job.beat_s,), name="beat", daemon=True).start()
+        for message in messages:
+            self._take(message)
+        self._leave()
+
+    def _begin(self, job: Job) -> None:
+        """Open the bundle, warm the session and make the loops; nothing of a camera is touched yet."""
+        from agent.bundle.reader import open_bundle
+        from agent.inference.model import open_model
+
+        bundle = open_bundle(Path(job.bundle))
+        model = open_model(bundle, job.candidate, self._clock)
+        model.warm_up()
+        if bundle.manifest.input.kind == "image":
+            _limit_opencv(len(job.pipelines))
+        for each in job.pipelines:
+            self._pipelines[each.name] = self._make_pipeline(each, model, bundle.manifest)
+        session = model.session
+        self._link.send({"is": "ready", "nodes": dict(session.nodes), "load_ms": round(session.load_ms, 1)})
+
+    def _make_pipeline(self, job: PipelineJob, model: Model, manifest: Manifest) -> _Pipeline:
+        from agent.events.judge import Judge
+
+        settings = pipeline_settings(job)
+        check_kind(job, manifest)
+        decoder = manifest.decoder
+        is_camera = isinstance(settings, CameraSettings)
+        judge = Judge(
+            job.name,
+            decoder.labels,
+            settings.zones if isinstance(settings, CameraSettings) else {},
+            settings.rules,
+            decoder.anomaly_threshold,
+        )
+        inbox: Inbox | None = None if is_camera else queue.Queue(INBOX_CAPACITY)
+        loop: PipelineLoop[Sample] = PipelineLoop(
+            job.name,
+            open_source=lambda stop, first_id: self._open(job, settings, manifest, inbox, stop=stop, first_id=first_id),
+            model=model,
+            judge=judge,
+            emit=lambda event, latency_ms: self._emit(job.name, event, latency_ms),
+            on_failure=lambda error: self._give_up(error, job.name),
+            clock=self._clock,
+            random=self._random,
+            settings=loop_settings(job, settings, decoder.labels),
+        )
+        return _Pipeline(job, loop, inbox)
+
+    def _open(
+        self,
+        job: PipelineJob,
+        settings: CameraSettings | SensorSettings,
+        manifest: Manifest,
+        inbox: Inbox | None,
+        *,
+        stop: threading.Event,
+        first_id: int,
+    ) -> Source[Sample]:
+        from agent.bundle.manifest import SignalInput
+        from agent.sources.opening import open_source
+
+        if isinstance(settings, CameraSettings):
+            return open_source(settings, name=job.name, clock=self._clock, stop=stop, first_id=first_id)
+        from agent.sources.windows import Windows
+
+        assert isinstance(manifest.input, SignalInput), "check_kind looked at that"
+        if settings.rate_hz is None:
+            settings = settings.model_copy(update={"rate_hz": manifest.input.rate_hz})
+        readings = open_source(settings, name=job.name, clock=self._clock, stop=stop, first_id=0, inbox=inbox)
+        return Windows(readings, manifest.input, first_id=first_id)
+
+    def _emit(self, pipeline: str, event: Event, latency_ms: float) -> None:
+        self._link.send(
+            {"is": "event", "pipeline": pipeline, "event": event.to_message(), "latency_ms": round(latency_ms, 3)}
+        )
+
+    def _beat(self, beat_s: float) -> None:
+        try:
+            while not self._clock.wait(self._stop, beat_s):
+                beats = {name: describe(pipeline.loop) for name, pipeline in self._pipelines.items()}
+                self._link.send({"is": "beat", "pipelines": beats, "rss_bytes": rss_bytes()})
+        except Exception as error:  # noqa: BLE001  the top of a thread: without beats core would call this a hang
+            self._give_up(error)
+
+    def _take(self, message: Message) -> None:
+        if message.get("is") != "payload":
+            log.warning("core said something unknown: %r", message.get("is"))
+            return
+        pipeline = self._pipelines.get(message["pipeline"])
+        if pipeline is None or pipeline.inbox is None:
+            return
+        try:
+            pipeline.inbox.put_nowait(
+                (datetime.fromisoformat(message["at"]), self._clock.monotonic(), payload_bytes(message))
+            )
+        except queue.Full:
+            log.warning("%s does not keep up with its topic: a payload is lost", message["pipeline"])
+
+    def _leave(self) -> NoReturn:
+        """End what ends by itself, then go: nobody waits for a read that blocks in a driver, or a native destructor."""
+        self._stop.set()
+        for pipeline in self._pipelines.values():
+            pipeline.loop.stop()
+        deadline_s = self._clock.monotonic() + LEAVE_S
+        for pipeline in self._pipelines.values():
+            pipeline.loop.join(max(0.0, deadline_s - self._clock.monotonic()))
+        _exit(0)
+
+    def _give_up(self, error: BaseException, pipeline: str | None = None) -> NoReturn:
+        reason, exit_code = explain(error)
+        log.error("the worker gives up: %s", reason, exc_info=None if isinstance(error, HoldfastError) else error)
+        failed: dict[str, object] = {"is": "failed", "reason": reason, "exit_code": exit_code}
+        if pipeline is not None:
+            failed["pipeline"] = pipeline
+        self._link.send(failed)
+        _exit(exit_code)
+
+
+def pipeline_settings(job: PipelineJob) -> CameraSettings | SensorSettings:
+    """Return the typed settings of a pipeline."""
+    settings_type = CameraSettings if job.kind == "camera" else SensorSettings
+    return settings_type.model_validate(job.settings)
+
+
+def check_kind(job: PipelineJob, manifest: Manifest) -> None:
+    """Refuse a camera with a bundle for signals, and a sensor with one for pictures.
+
+    Raises:
+        OperatorError: with both.
+    """
+    wanted = {"image": "camera", "signal": "sensor"}[manifest.input.kind]
+    if job.kind != wanted:
+        raise OperatorError(
+            f"the {job.kind} {job.name} has a model for {manifest.input.kind}s: {manifest.name} {manifest.version}",
+            hint=f"give it another model, or write it under `{wanted}s:`",
+        )
+
+
+def loop_settings(job: PipelineJob, settings: CameraSettings | SensorSettings, labels: tuple[str, ...]) -> LoopSettings:
+    """Return what the loop needs of the operator's words.
+
+    Raises:
+        OperatorError: a label that the bundle does not know.
+    """
+    common = {
+        "reconnect_first_s": settings.reconnect_first_s,
+        "reconnect_limit_s": settings.reconnect_limit_s,
+        "first_sample_id": job.first_sample_id,
+    }
+    if isinstance(settings, SensorSettings):
+        return LoopSettings(**cast("dict[str, Any]", common))
+    if unknown := [label for label in settings.labels if label not in labels]:
+        raise OperatorError(
+            f"camera {job.name}: the bundle has no label {', '.join(unknown)}", hint=f"it has: {', '.join(labels)}"
+        )
+    class_ids = frozenset(labels.index(label) for label in settings.labels) or None
+    return LoopSettings(
+        fps=settings.fps, min_score=settings.min_score, class_ids=class_ids, **cast("dict[str, Any]", common)
+    )
+
+
+def describe(loop: PipelineLoop[Sample]) -> PipelineBeat:
+    """Return one pipeline's part of a heartbeat."""
+    beat: PipelineBeat = {
+        "samples": loop.samples,
+        "captured": loop.captured,
+        "dropped": {cause: count for cause, count in loop.dropped.items() if count},
+        "events": loop.events,
+        "stages": {stage: ring.summary() for stage, ring in loop.rings.items()},
+        "source": loop.source_state,
+        "source_text": loop.source_text,
+        "next_sample_id": loop.next_sample_id,
+        "invalid_text": loop.invalid_text,
+    }
+    if isinstance(loop.last_sample, Frame):
+        beat["height"], beat["width"] = loop.last_sample.pixels.shape[:2]
+    return beat
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """Return an error's text and exit code; for one that is not ours, its type too."""
+    if isinstance(error, HoldfastError):
+        return logs.mask_url(str(error)), error.exit_code
+    return logs.mask_url(f"{type(error).__name__}: {error}"), HoldfastError.exit_code
+
+
+def _take_job(messages: Iterator[Message]) -> Job:
+    first: Mapping[str, Any] | None = next(messages, None)
+    if first is None:
+        _exit(0)  # core left before it said anything
+    if first.get("is") != "job":
+        raise OperatorError(f"expected a job, found {first.get('is')!r}: core and worker are of different versions")
+    return Job.from_message(first)
+
+
+def _limit_opencv(pipelines: int) -> None:
+    """Several pipelines fill the cores by themselves; one alone may spread a resize over them."""
+    import cv2
+
+    cv2.setNumThreads(1 if pipelines > 1 else 2)
+
+
+def rss_bytes() -> int:
+    """Return this process's resident memory. psutil takes 5 MB itself, so Linux is asked directly."""
+    if sys.platform.startswith("linux"):
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _exit(status: int) -> NoReturn:
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    sys.stderr.flush()
+    os._exit(status)

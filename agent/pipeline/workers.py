@@ -1,0 +1,264 @@
+"""Core's side of the workers: owns the child processes and carries out what their supervisors decide.
+
+Takes jobs, gives events (in the order of each pipeline), conditions and the newest beats. The children's reader
+threads only post notes through the callable that core gives; everything else happens in core's thread, in `deal_with`
+and `tick`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self, cast
+
+from agent.childprocess import Child, Message
+from agent.clock import Clock, Random
+from agent.errors import HoldfastError
+from agent.health.conditions import Conditions
+from agent.pipeline.messages import Beat, Failed, Job, PipelineBeat, PipelineJob, Ready, payload_message
+from agent.pipeline.supervision import (
+    Action,
+    ClearCondition,
+    Kill,
+    Limits,
+    SetCondition,
+    Start,
+    State,
+    Supervisor,
+    WakeAt,
+)
+
+log = logging.getLogger(__name__)
+
+ROLE = "worker"
+STALL_LEAST_S = 15.0
+"""Opening an RTSP camera takes two seconds and a slow one more: less than this would kill the patient for waiting."""
+STALL_FRAMES = 3
+"""A camera limited to one frame a minute has stalled after three of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerNote:
+    """What a reader thread hands to core's thread: a message, or the exit with its status."""
+
+    worker: str
+    generation: int
+    message: Message | None
+    status: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as people see it."""
+
+    model: str
+    state: State
+    pid: int | None
+    restarts: int
+    ready: Ready | None
+    beat: Beat | None
+    last_failure: str
+    last_words: str
+
+
+EventHandler = Callable[[str, Mapping[str, Any], float], None]
+"""Takes the pipeline's name, the event as `Event.to_message` gave it, and its latency in ms."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    job: Job
+    supervisor: Supervisor
+    child: Child | None = None
+    generation: int = 0
+    wake_s: float | None = None
+    ready: Ready | None = None
+    beat: Beat | None = None
+    next_ids: dict[str, int] = field(default_factory=dict)
+
+
+class Workers:
+    """All workers of this device, a context manager. `deal_with`, `tick`, `status` and `stop` belong to core's thread.
+
+    Args:
+        post: Hands a note to core's thread, which calls `deal_with`. Called from reader threads; may block, which
+            slows the worker down.
+        on_event: Takes each event, in core's thread.
+        conditions: Where ills are raised.
+        clock: Monotonic time for supervision.
+        random: Jitter of restarts.
+        limits: How long a worker may be silent.
+    """
+
+    def __init__(
+        self,
+        *,
+        post: Callable[[WorkerNote], None],
+        on_event: EventHandler,
+        conditions: Conditions,
+        clock: Clock,
+        random: Random,
+        limits: Limits | None = None,
+    ) -> None:
+        self._post = post
+        self._on_event = on_event
+        self._conditions = conditions
+        self._clock = clock
+        self._random = random
+        self._limits = limits or Limits()
+        self._workers: dict[str, _Worker] = {}
+
+    def add(self, job: Job) -> None:
+        """Start a worker for one more model."""
+        worker = _Worker(job, Supervisor(job.model, stall_times(job), self._random, self._limits))
+        self._workers[job.model] = worker
+        self._carry_out(worker, worker.supervisor.start(self._clock.monotonic()))
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that have a worker, running or waiting for its next attempt."""
+        return frozenset(self._workers)
+
+    def deal_with(self, note: WorkerNote) -> None:
+        """Take one note from the queue."""
+        worker = self._workers[note.worker]
+        is_current = note.generation == worker.generation
+        if note.message is not None:
+            self._take(worker, note.message, is_current=is_current)
+        elif is_current:
+            self._take_exit(worker, note.status)
+
+    def tick(self) -> float | None:
+        """Do what is due. Return the monotonic time of the next call, or None where nothing is coming up."""
+        now_s = self._clock.monotonic()
+        for worker in self._workers.values():
+            if worker.wake_s is not None and now_s >= worker.wake_s:
+                worker.wake_s = None
+                self._carry_out(worker, worker.supervisor.tick(now_s))
+        return min((worker.wake_s for worker in self._workers.values() if worker.wake_s is not None), default=None)
+
+    def send_payload(self, pipeline: str, at: datetime, payload: bytes) -> None:
+        """Hand what came on a sensor's topic to the worker that wants it. Lost where that is not running."""
+        for worker in self._workers.values():
+            if worker.child is not None and any(pipeline == each.name for each in worker.job.pipelines):
+                worker.child.send(payload_message(pipeline, at.isoformat(), payload))
+
+    def status(self) -> Iterator[WorkerStatus]:
+        """Give every worker as it is now."""
+        for model, worker in self._workers.items():
+            supervisor = worker.supervisor
+            pid = worker.child.pid if worker.child else None
+            yield WorkerStatus(
+                model, supervisor.state, pid, supervisor.restarts, worker.ready, worker.beat,
+                supervisor.last_failure, supervisor.last_words,
+            )  # fmt: skip
+
+    def beats(self) -> Iterator[tuple[str, PipelineBeat]]:
+        """Give each pipeline's name and its newest beat."""
+        for worker in self._workers.values():
+            if worker.beat is not None:
+                yield from worker.beat["pipelines"].items()
+
+    @property
+    def are_finished(self) -> bool:
+        """Whether every pipeline's source has ended and all that came of it was reported."""
+        expected = {pipeline.name for worker in self._workers.values() for pipeline in worker.job.pipelines}
+        return expected <= {name for name, beat in self.beats() if beat["source"] == "finished"}
+
+    def stop(self, grace_s: float = 1.5) -> None:
+        """End every worker: all are asked at once, share the grace time, and are then killed.
+
+        What they still say is posted as ever; take the notes after this call to lose nothing.
+        """
+        children = []
+        for worker in self._workers.values():
+            self._carry_out(worker, worker.supervisor.stop())
+            worker.wake_s = None
+            if worker.child is not None:
+                worker.child.close_input()
+                children.append(worker.child)
+        deadline_s = self._clock.monotonic() + grace_s
+        for child in children:
+            child.stop(max(0.0, deadline_s - self._clock.monotonic()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _take(self, worker: _Worker, message: Message, *, is_current: bool) -> None:
+        now_s = self._clock.monotonic()
+        match message.get("is"):
+            case "event":  # also from a worker that was replaced meanwhile: it was recorded, so it is delivered
+                self._on_event(message["pipeline"], message["event"], message["latency_ms"])
+            case "beat" if is_current:
+                worker.beat = cast("Beat", message)
+                worker.next_ids.update(
+                    (name, beat["next_sample_id"]) for name, beat in worker.beat["pipelines"].items()
+                )
+                self._carry_out(worker, worker.supervisor.beat(worker.beat, now_s))
+            case "ready" if is_current:
+                worker.ready = cast("Ready", message)
+                self._carry_out(worker, worker.supervisor.ready(now_s))
+            case "failed" if is_current:
+                self._carry_out(worker, worker.supervisor.failing(cast("Failed", message)))
+            case _:
+                log.debug("worker %s: %r is not for now", worker.job.model, message.get("is"))
+
+    def _take_exit(self, worker: _Worker, status: int) -> None:
+        last_words = worker.child.last_words if worker.child else ""
+        worker.child = None
+        actions = worker.supervisor.exited(status, last_words, self._clock.monotonic())
+        if actions:
+            log.error("worker %s: %s", worker.job.model, worker.supervisor.last_failure)
+        self._carry_out(worker, actions)
+
+    def _carry_out(self, worker: _Worker, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start():
+                    self._start_child(worker)
+                case Kill(reason):
+                    log.error("worker %s is killed: %s", worker.job.model, reason)
+                    if worker.child is not None:
+                        worker.child.kill()
+                case SetCondition(name, severity, text):
+                    self._conditions.set(name, severity, text)
+                case ClearCondition(name):
+                    self._conditions.clear(name)
+                case WakeAt(monotonic_s):
+                    worker.wake_s = monotonic_s
+
+    def _start_child(self, worker: _Worker) -> None:
+        worker.generation += 1
+        worker.ready = worker.beat = None
+        name, generation = worker.job.model, worker.generation
+        try:
+            worker.child = Child(
+                ROLE,
+                on_message=lambda message: self._post(WorkerNote(name, generation, message)),
+                on_exit=lambda status: self._post(WorkerNote(name, generation, None, status)),
+            )
+        except OSError as error:  # out of memory, processes or descriptors: try again later
+            failed = Failed(reason=f"the worker cannot be started: {error}", exit_code=HoldfastError.exit_code)
+            worker.supervisor.failing(failed)
+            self._post(WorkerNote(name, generation, None, 1))
+            return
+        worker.child.send(worker.job.going_on_at(worker.next_ids).to_message())
+
+
+def stall_times(job: Job) -> dict[str, float | None]:
+    """Return by pipeline how long an open source may bring nothing through. Sensors may be silent for ever."""
+    return {pipeline.name: _stall_s(pipeline) for pipeline in job.pipelines}
+
+
+def _stall_s(pipeline: PipelineJob) -> float | None:
+    if pipeline.kind == "sensor":
+        return None
+    settings = pipeline.settings
+    waits_s = 3 * float(settings.get("read_timeout_s") or 0)
+    frames_s = STALL_FRAMES / float(settings.get("fps") or STALL_FRAMES)
+    return max(STALL_LEAST_S, waits_s, frames_s)

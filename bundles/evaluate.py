@@ -1,0 +1,111 @@
+"""Run staged variants with the agent's own inference, exactly as a device will.
+
+Takes a staging folder and variants in it; gives their inputs and outputs, their answers for samples, and the tensors
+that calibration and the parity check need. Everything runs on the CPU provider, the reference for all others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.bundle.manifest import Manifest
+from agent.bundle.reader import Bundle
+from agent.device.plan import Candidate
+from agent.errors import BundleError, CandidateError
+from agent.inference.answers import Answer
+from agent.inference.model import Model, open_model
+from agent.inference.session import CPU_PROVIDER, Session, open_session
+from agent.sources.sample import Sample
+from bundles.samples import SampleFile
+
+ATOL, RTOL = 1e-5, 1e-4
+"""How far the repaired model may be from the file as shipped: float32 sums in another order, and nothing else."""
+
+
+def candidate(variant: str) -> Candidate:
+    """Return the CPU candidate that stands for a variant on the workbench."""
+    return Candidate(CPU_PROVIDER, "cpu", variant, threads=max(1, (os.cpu_count() or 2) // 2))
+
+
+def load(path: Path, variant: str) -> Session:
+    """Open a model file.
+
+    Raises:
+        BundleError: ONNX Runtime refuses it.
+    """
+    try:
+        return open_session(path, candidate(variant))
+    except CandidateError as error:
+        raise BundleError(
+            error.message, where=str(path), hint="export the model again, with opset 13 to 17 and standard operators"
+        ) from error
+
+
+def open_staged(folder: Path, manifest: Manifest, variant: str) -> Model:
+    """Open one variant of a bundle that is being made.
+
+    Raises:
+        CandidateError: the runtime cannot load it.
+        BundleError: decoder or input do not fit it.
+    """
+    return open_model(Bundle(folder, manifest, digest=""), candidate(variant))
+
+
+def feeds(model: Model, samples: Sequence[SampleFile]) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Give each sample's input tensors, one at a time."""
+    for sample in samples:
+        yield model.prepare(sample.read())
+
+
+def answer(model: Model, sample: Sample, min_score: float | None = None) -> Answer:
+    """Answer one sample.
+
+    Raises:
+        CandidateError: the outputs are not numbers, or out of range.
+    """
+    return model.decode(model.infer(model.prepare(sample)), sample, min_score=min_score)
+
+
+def require_parity(shipped: Path, model: Model, samples: Sequence[Sample]) -> float:
+    """Compare the repaired model's raw outputs with the shipped file's; return the largest difference.
+
+    Raises:
+        BundleError: they differ by more than float32 rounding, or are not finite.
+    """
+    original = load(shipped, "as shipped")
+    largest = 0.0
+    for sample in samples:
+        tensors = model.prepare(sample)
+        expected, found = original.run(tensors), model.infer(tensors)
+        for name, values in expected.items():
+            largest = max(largest, _difference(shipped, name, values, found[name]))
+    return largest
+
+
+def _difference(shipped: Path, name: str, expected: NDArray[Any], found: NDArray[Any]) -> float:
+    if not np.issubdtype(expected.dtype, np.floating):
+        if not np.array_equal(expected, found):
+            raise _broken(shipped, name, "values")
+        return 0.0
+    if not np.isfinite(expected).all():
+        hint = "the model miscalculates on ordinary input: check the export, and the normalisation"
+        raise BundleError(
+            f"output `{name}` of the file as shipped holds NaN or infinity", where=str(shipped), hint=hint
+        )
+    if expected.shape != found.shape or not np.allclose(found, expected, atol=ATOL, rtol=RTOL):
+        raise _broken(shipped, name, f"by up to {np.abs(found - expected).max():.3g}" if found.size else "shapes")
+    return float(np.abs(found - expected).max(initial=0.0))
+
+
+def _broken(shipped: Path, name: str, how: str) -> BundleError:
+    return BundleError(
+        f"after its repair output `{name}` differs from the file as shipped ({how})",
+        where=str(shipped),
+        hint="this is a fault of the builder: report it with the model; exporting with a newer opset may avoid it",
+    )

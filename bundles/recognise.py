@@ -1,0 +1,293 @@
+"""Which decoder a model needs and how its input is made: from the file, its family, and what the recipe says.
+
+Takes the recipe's words and the model's inputs, outputs and metadata; gives the manifest's input and decoder, with one
+sentence for everything that nobody said and that was taken from the model's family. Where the answer could be two
+things it is never guessed: a BundleError states what was found and the question to answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from agent.bundle.manifest import Decoder, ImageInput, ModelType, SignalInput, TensorSpec
+from agent.errors import BundleError
+from agent.inference.decoders.outputs import listing
+from agent.inference.decoders.recognition import Recognised, recognise
+from agent.inference.decoders.table import MISFITS, misfit
+from bundles.labels import NAMED_LABELS
+from bundles.onnxlibrary import dimensions, real_inputs
+from bundles.recipe import DecoderRecipe, ImageInputRecipe, SignalInputRecipe
+
+if TYPE_CHECKING:
+    import onnx
+
+_PIXELS: Mapping[str, Any] = {"mean_values": (0.0, 0.0, 0.0), "scale_values": (1.0, 1.0, 1.0)}
+_UNIT: Mapping[str, Any] = {**_PIXELS, "scale_values": (255.0, 255.0, 255.0), "reverse_input_channels": True}
+
+NORMALISATIONS: Mapping[str, Mapping[str, Any]] = {
+    "imagenet": {  # torchvision's mean and std, times 255
+        "mean_values": (123.675, 116.28, 103.53),
+        "scale_values": (58.395, 57.12, 57.375),
+        "reverse_input_channels": True,
+    },
+    "unit": _UNIT,
+    "none": {**_PIXELS, "reverse_input_channels": True},
+}
+
+FAMILY_INPUTS: Mapping[ModelType, Mapping[str, Any]] = {
+    # Megvii-BaseDetection/YOLOX, `preproc`: BGR as it is, at the top left, the rest grey 114.
+    "yolox": {**_PIXELS, "reverse_input_channels": False, "resize_type": "fit_to_window", "pad_value": 114},
+    # Ultralytics `LetterBox`: RGB from 0 to 1, centred on grey 114.
+    "yolo": {**_UNIT, "resize_type": "fit_to_window_letterbox", "pad_value": 114},
+    # Linzaer/Ultra-Light-Fast-Generic-Face-Detector-1MB, ONNX example.
+    "ultraface": {
+        "mean_values": (127.0, 127.0, 127.0),
+        "scale_values": (128.0, 128.0, 128.0),
+        "reverse_input_channels": True,
+        "resize_type": "standard",
+        "pad_value": 0,
+    },
+    # How pixels are normalised differs from export to export: asked for.
+    "ssd": {"resize_type": "standard", "pad_value": 0},
+    "classify": {"resize_type": "crop", "pad_value": 0},
+    "anomaly": {"resize_type": "standard", "pad_value": 0},
+}
+
+FAMILY_DECODERS: Mapping[ModelType, Mapping[str, Any]] = {
+    "yolox": {"confidence_threshold": 0.3, "iou_threshold": 0.45},
+    "yolo": {"confidence_threshold": 0.25, "iou_threshold": 0.7},
+    "ultraface": {"confidence_threshold": 0.7, "iou_threshold": 0.3},
+    "ssd": {"confidence_threshold": 0.5},
+    "classify": {"confidence_threshold": 0.0, "topk": 5},
+    "anomaly": {},
+}
+
+_SIGNAL_TYPES = frozenset({"classify", "anomaly"})
+
+
+@dataclass(frozen=True, slots=True)
+class Semantics:
+    """What the manifest says about input and outputs, and what of it nobody said."""
+
+    input: ImageInput | SignalInput
+    decoder: Decoder
+    assumptions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """A model as a runtime sees it. `where` names its file in messages."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+    ends_in_probabilities: bool
+    where: str
+
+
+def input_sizes(model: onnx.ModelProto, image: ImageInputRecipe) -> dict[str, int]:
+    """Return values for the picture input's own dimensions where the recipe gives them, as `repair` wants them."""
+    inputs = real_inputs(model.graph)
+    if len(inputs) != 1 or len(shape := dimensions(inputs[0])) != 4:
+        return {}
+    height, width = (1, 2) if shape[3] == 3 and shape[1] != 3 else (2, 3)
+    given = {height: image.height, width: image.width}
+    return {f"{inputs[0].name}.{axis}": size for axis, size in given.items() if size}
+
+
+def resolve(
+    tensors: Tensors, input_recipe: ImageInputRecipe | SignalInputRecipe, decoder: DecoderRecipe, labels: Sequence[str]
+) -> Semantics:
+    """Decide on input and decoder.
+
+    Raises:
+        BundleError: no decoder fits, two fit, or something about the input or the labels must be said by a person.
+    """
+    assumptions: list[str] = []
+    if len(labels) == 1:
+        labels = NAMED_LABELS.get(labels[0], labels)
+    family = _family(
+        tensors, decoder.model_type, len(labels) or None, is_signal=isinstance(input_recipe, SignalInputRecipe)
+    )
+    if decoder.model_type is None:
+        assumptions.append(f"model_type {family.model_type}: {family.why}")
+    if isinstance(input_recipe, SignalInputRecipe):
+        made: ImageInput | SignalInput = SignalInput(**input_recipe.model_dump())
+    else:
+        made = _image(tensors, input_recipe, family.model_type, assumptions)
+    return Semantics(made, _decoder(tensors, decoder, family, tuple(labels), assumptions), tuple(assumptions))
+
+
+def _family(tensors: Tensors, said: ModelType | None, labels_count: int | None, *, is_signal: bool) -> Recognised:
+    if said is not None:
+        if reason := misfit(said, tensors.inputs, tensors.outputs, labels_count):
+            raise BundleError(
+                f"model_type {said} does not fit this model: {reason}",
+                where=tensors.where,
+                hint="correct model_type or labels, or export the model again",
+            )
+        known = [
+            each for each in recognise(tensors.outputs, tensors.inputs, tensors.metadata) if each.model_type == said
+        ]
+        return known[0] if known else Recognised(said, labels_count, "as the recipe says")
+    found = [
+        each
+        for each in recognise(tensors.outputs, tensors.inputs, tensors.metadata)
+        if not is_signal or each.model_type in _SIGNAL_TYPES
+    ]
+    if len(found) > 1 and labels_count is not None:
+        found = [each for each in found if each.labels_count in {None, labels_count}] or found
+    if len(found) == 1:
+        return found[0]
+    raise _question(tensors, found)
+
+
+def _question(tensors: Tensors, found: Sequence[Recognised]) -> BundleError:
+    outputs = listing(tensors.outputs)
+    if found:
+        choices = "; ".join(f"`{each.model_type}` ({each.why})" for each in found)
+        return BundleError(
+            f"the outputs {outputs} fit {len(found)} decoders: {choices}",
+            where=tensors.where,
+            hint=f"which one made them? say `model_type: {found[0].model_type}` under `decoder`, or --model-type",
+        )
+    reasons = "; ".join(f"{name}: {misfit(name, tensors.inputs, tensors.outputs)}" for name in MISFITS)
+    return BundleError(
+        f"the outputs {outputs} fit no decoder ({reasons})",
+        where=tensors.where,
+        hint="what are these outputs? if a decoder in this list should fit, export the model in that layout, without "
+        "post-processing of its own; `end2end`, segmentation, pose and multi-input models have no decoder yet",
+    )
+
+
+def _image(tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, assumptions: list[str]) -> ImageInput:
+    spec = tensors.inputs[0]
+    layout = said.layout or _layout(tensors, spec)
+    height, width = (spec.shape[2], spec.shape[3]) if layout == "NCHW" else (spec.shape[1], spec.shape[2])
+    for name, given, fixed in (("width", said.width, width), ("height", said.height, height)):
+        if given is not None and given != fixed:
+            message = f"expected {name} {fixed}, as the model has it, found {given}"
+            raise BundleError(message, where=tensors.where, hint=f"leave {name} out of bundle.yaml: the model says it")
+    if spec.dtype not in {"float32", "uint8"}:
+        hint = "export it with a float32 or uint8 input (keep_io_types=True where it was converted to fp16)"
+        raise BundleError(f"input `{spec.name}` takes {spec.dtype}", where=tensors.where, hint=hint)
+    fields = _normalised(tensors, said, model_type, spec, assumptions)
+    fields["dtype"] = spec.dtype
+    return ImageInput(width=width, height=height, layout=layout, **fields)
+
+
+def _layout(tensors: Tensors, spec: TensorSpec) -> Literal["NCHW", "NHWC"]:
+    shape = spec.shape
+    if len(shape) != 4 or 3 not in {shape[1], shape[3]} or shape[1] == shape[3]:
+        raise BundleError(
+            f"input {listing([spec])} is not plainly a colour picture",
+            where=tensors.where,
+            hint="for pictures say `layout: NCHW` or `NHWC` under `input`; for time series give `kind: signal`",
+        )
+    return "NCHW" if shape[1] == 3 else "NHWC"
+
+
+def _normalised(
+    tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, spec: TensorSpec, assumptions: list[str]
+) -> dict[str, Any]:
+    """Return the other fields: what was said, then what the file says, then the preset or the family's."""
+    explicit = said.model_dump(exclude_none=True, exclude={"kind", "width", "height", "layout", "normalise"})
+    written = _written_in(tensors.metadata)
+    fields = {**FAMILY_INPUTS[model_type], **written}
+    family = dict(FAMILY_INPUTS[model_type])
+    if spec.dtype == "uint8":
+        family |= {**_PIXELS, "reverse_input_channels": family.get("reverse_input_channels", True)}
+    if said.normalise:
+        family |= NORMALISATIONS[said.normalise]
+    fields = {**family, **written, **explicit}
+    if missing := [name for name in ("mean_values", "scale_values", "reverse_input_channels") if name not in fields]:
+        raise BundleError(
+            f"the file does not say how pixels are normalised, and {model_type} models differ: no {', '.join(missing)}",
+            where=tensors.where,
+            hint="how was it trained? say --normalise imagenet, unit (0 to 1) or none (0 to 255), or give mean_values, "
+            "scale_values (of pixels 0 to 255) and reverse_input_channels (true: RGB) under `input`",
+        )
+    source = f"--normalise {said.normalise}" if said.normalise else f"usual for {model_type}"
+    is_padded = str(fields["resize_type"]).startswith("fit_to_window")
+    for name in sorted(set(fields) - set(explicit) - (set() if is_padded else {"pad_value"})):
+        why = "the file's metadata" if name in written else source
+        assumptions.append(f"{name} {_spell(fields[name])}: {why}")
+    return fields
+
+
+def _written_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what OpenVINO Model API wrote into the file (`model_info …` keys; lists are separated by spaces)."""
+    found: dict[str, Any] = {}
+    for name in ("mean_values", "scale_values"):
+        words = metadata.get(f"model_info {name}", "").replace(",", " ").split()
+        try:
+            values = tuple(float(word) for word in words)
+        except ValueError:
+            continue
+        if len(values) in {1, 3}:
+            found[name] = values * 3 if len(values) == 1 else values
+    if (text := metadata.get("model_info reverse_input_channels", "").lower()) in {"true", "false", "yes", "no"}:
+        found["reverse_input_channels"] = text in {"true", "yes"}
+    if (text := metadata.get("model_info resize_type", "")) in {
+        "standard",
+        "fit_to_window",
+        "fit_to_window_letterbox",
+        "crop",
+    }:
+        found["resize_type"] = text
+    if (text := metadata.get("model_info pad_value", "")).isdecimal() and int(text) <= 255:
+        found["pad_value"] = int(text)
+    return found
+
+
+def _decoder(
+    tensors: Tensors, said: DecoderRecipe, family: Recognised, labels: tuple[str, ...], assumptions: list[str]
+) -> Decoder:
+    explicit = said.model_dump(exclude_none=True, exclude={"model_type", "labels"})
+    fields: dict[str, Any] = dict(FAMILY_DECODERS[family.model_type])
+    if family.model_type == "classify":
+        fields["output_raw_scores"] = not tensors.ends_in_probabilities
+    assumptions += [
+        f"{name} {_spell(fields[name])}: usual for {family.model_type}" for name in sorted(set(fields) - set(explicit))
+    ]
+    names = _labels(tensors, family, labels, assumptions)
+    return Decoder(model_type=family.model_type, labels=names, **{**fields, **explicit})
+
+
+def _labels(tensors: Tensors, family: Recognised, said: tuple[str, ...], assumptions: list[str]) -> tuple[str, ...]:
+    labels, count = said, family.labels_count
+    if not said and family.labels:
+        labels = family.labels
+        assumptions.append(f"{len(labels)} labels: the file's metadata")
+    elif not said and family.model_type == "ultraface":
+        labels = ("face",)
+    elif not said and count:
+        labels = tuple(f"class {index}" for index in range(count))
+        assumptions.append(f"labels `class 0` to `class {count - 1}`: nobody gave names; --labels FILE (or coco) does")
+    if count is not None and family.model_type != "anomaly" and len(labels) != count:
+        raise BundleError(
+            f"expected {count} labels, one for each class of the model, found {len(labels)}",
+            where=tensors.where,
+            hint="list a label for every class, in the model's order (a background class counts)",
+        )
+    return labels
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(f"{each:g}" for each in value) + ")"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_SHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Transpose", "Clip"})
+
+
+def ends_in_probabilities(model: onnx.ModelProto) -> bool:
+    """Whether the first output comes from a Softmax or Sigmoid, whatever reshaped it since."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    name = model.graph.output[0].name
+    while (node := makers.get(name)) is not None and node.op_type in _SHAPING:
+        name = node.input[0]
+    return node is not None and node.op_type in {"Softmax", "Sigmoid", "HardSigmoid"}

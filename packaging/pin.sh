@@ -1,0 +1,13 @@
+#!/bin/sh
+# Renew requirements/*.txt: every version pinned with hashes, for every supported system at once.
+# run.txt is what `make demo` needs (agent, builder, simulator); dev.txt is all that `make test` and `make freeze` need.
+set -eu
+cd "$(dirname "$0")/.."
+uv=.venv/bin/uv
+command -v "$uv" >/dev/null || uv=uv
+pin() {
+    "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+        pyproject.toml requirements/backend.in --extra build --extra sim "$@"
+}
+pin --extra train --extra dev --output-file requirements/dev.txt
+pin --constraint requirements/dev.txt --output-file requirements/run.txt

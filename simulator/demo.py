@@ -1,0 +1,247 @@
+"""`holdfast demo`: the whole first flow on one machine, with nothing else installed, and an honest verdict at the end.
+
+An embedded broker, a generated camera and a generated sensor (or the user's video and model), a consumer that keeps
+an account. Half-way the link to the broker is cut for a moment. At the end every promise is checked; a broken
+one means a non-zero exit.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from paho.mqtt.enums import MQTTProtocolVersion
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from agent.app import Core
+from agent.clock import SystemClock, SystemRandom
+from agent.paths import hold_state, open_state
+from agent.settings import Settings
+from agent.status import Status
+from simulator.broker import EmbeddedBroker
+from simulator.consumer import Account, Consumer
+from simulator.demo_screen import screen
+from simulator.link import FaultyLink
+
+app = typer.Typer(help="See it work: generated camera and sensor, our own models, a broker inside.")
+FAREWELL_S = 10.0
+"""How long the last events may take to reach the consumer after the sources ended."""
+PREPARING_S = 300.0
+"""A plan that takes longer is a broken promise of its own."""
+OUTAGE_S = 3.0
+SHORTEST_WITH_OUTAGE_S = 10.0
+
+
+@app.callback(invoke_without_command=True)
+def demo(
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds to run once the plan is measured; else until Ctrl-C.")
+    ] = None,
+    video: Annotated[Path | None, typer.Option(help="A video file instead of the generated camera.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="An .onnx file instead of our own (needs the `build` extra).")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Keep state here, so that a second run reuses the plan.")
+    ] = None,
+    capture: Annotated[Path | None, typer.Option(help="Write the last screen to this .svg file.")] = None,
+) -> None:
+    """See it work: facts, the plan while it is measured, then live counters, latencies and the latest events."""
+    logging.disable(logging.WARNING)  # the screen shows conditions; log lines would tear it
+    with ExitStack() as stack:
+        scratch = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-", ignore_cleanup_errors=True))
+        )
+        bundle = str(build_bundle(model, video, scratch)) if model else "parcels"
+        broker = stack.enter_context(EmbeddedBroker())
+        link = stack.enter_context(FaultyLink("127.0.0.1", broker.port))
+        consumer = stack.enter_context(Consumer(broker.port, protocol=MQTTProtocolVersion.MQTTv311))
+        paths = open_state(state_dir or scratch / "state")
+        stack.enter_context(hold_state(paths))
+        consumer.subscribed.wait(5)
+        core = Core(
+            demo_settings(link.port, bundle, video, with_sensor=model is None),
+            paths,
+            SystemClock(),
+            SystemRandom(),
+            exit_when_finished=True,
+            farewell_s=FAREWELL_S,
+        )
+        run = DemoRun(core, consumer, link, seconds)
+        run.show(capture)
+    for line in summary(core.status, consumer.account):
+        typer.echo(line)
+    broken = broken_promises(core.status, consumer.account)
+    for line in broken:
+        typer.secho(f"BROKEN: {line}", fg="red", err=True)
+    raise typer.Exit(1 if broken else 0)
+
+
+def demo_settings(port: int, bundle: str, video: Path | None, *, with_sensor: bool) -> Settings:
+    """The operator's file that the demo amounts to."""
+    camera: dict[str, Any] = {
+        "source": str(video) if video else "scene://conveyor?seed=7&fps=15",
+        "model": "camera-model",
+    }
+    if video is None:
+        camera["zones"] = {"belt-end": {"coordinates": [(0.6, 0.0), (1.0, 0.0), (1.0, 1.0), (0.6, 1.0)]}}
+        camera["rules"] = {
+            "parcel": {"when": "track"},
+            "arrived": {"when": "enter", "zone": "belt-end", "for_s": 0.2},
+            "damage": {"when": "enter", "labels": ["damaged"], "for_s": 0.3},
+        }
+    settings: dict[str, Any] = {
+        "device": {"name": "demo-box"},
+        "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 5},
+        "models": {"camera-model": {"bundle": bundle}},
+        "cameras": {"camera": camera},
+    }
+    if with_sensor:
+        settings["models"]["sensor-model"] = {"bundle": "bearing"}
+        settings["sensors"] = {
+            "motor": {"source": "signal://bearing?seed=3&kind=outer&fault_at=6", "model": "sensor-model"}
+        }
+    return Settings.model_validate(settings)
+
+
+class DemoRun:
+    """Core in a thread, the screen in this one, and the cut link half-way."""
+
+    def __init__(self, core: Core, consumer: Consumer, link: FaultyLink, seconds: float | None) -> None:
+        self._core = core
+        self._consumer = consumer
+        self._link = link
+        self._seconds = seconds
+        self._clock = SystemClock()
+        self._ended = threading.Event()
+        self._note = "measuring what runs best on this device; Ctrl-C ends"
+
+    def show(self, capture: Path | None) -> None:
+        """Run to the end, showing the screen; write the last one to `capture` (SVG)."""
+        console = Console()
+        thread = threading.Thread(target=self._run_core, name="core")
+        thread.start()
+        try:
+            with Live(console=console, refresh_per_second=4, auto_refresh=False) as live:
+                for _ in self._moments():
+                    if console.is_terminal:
+                        live.update(self._screen(), refresh=True)
+        except KeyboardInterrupt:
+            self._note = "stopped"
+        finally:
+            self._core.stop()
+            thread.join()
+        recorder = Console(record=True, width=150, file=None if console.is_terminal else console.file)
+        recorder.print(self._screen())
+        if capture:
+            capture.write_text(recorder.export_svg(title="holdfast demo"), "utf-8")
+
+    def _run_core(self) -> None:
+        try:
+            self._core.run()
+        finally:
+            self._ended.set()
+
+    def _screen(self) -> RenderableType:
+        return screen(self._core.status, self._consumer.account, self._note)
+
+    def _moments(self) -> Iterator[None]:
+        """Four a second, until the time is over or core ended."""
+        with self._outage() as is_cut:
+            preparing_until_s = self._clock.monotonic() + PREPARING_S
+            running_since_s: float | None = None
+            while not self._clock.wait(self._ended, 0.25):
+                now_s = self._clock.monotonic()
+                if running_since_s is None and is_running(self._core.status):
+                    running_since_s = now_s
+                    self._note = "running; Ctrl-C ends"
+                if running_since_s is None and now_s > preparing_until_s:
+                    return
+                if running_since_s is not None and self._seconds is not None:
+                    elapsed_s = now_s - running_since_s
+                    is_cut(wanted=self._seconds / 2 <= elapsed_s < self._seconds / 2 + OUTAGE_S)
+                    if elapsed_s >= self._seconds:
+                        return
+                yield
+
+    @contextmanager
+    def _outage(self) -> Iterator[Any]:
+        """Give a function that cuts and restores the link; the link is whole again afterwards."""
+        is_cut_now = False
+
+        def cut(*, wanted: bool) -> None:
+            nonlocal is_cut_now
+            if wanted == is_cut_now or (self._seconds or 0) < SHORTEST_WITH_OUTAGE_S:
+                return
+            is_cut_now = wanted
+            if wanted:
+                self._link.partition()
+                self._link.reset()
+                self._note = "the link to the broker is cut: events wait on disk"
+            else:
+                self._link.heal()
+                self._note = "the link is back: the events that waited are delivered"
+
+        try:
+            yield cut
+        finally:
+            self._link.heal()
+
+
+def is_running(status: Status) -> bool:
+    """Whether every pipeline brought a first sample through."""
+    return bool(status.pipelines) and all(each.beat is not None and each.beat["samples"] for each in status.pipelines)
+
+
+def summary(status: Status, account: Account) -> list[str]:
+    """The account at the end, in a few lines."""
+    outbox = status.outbox
+    lines = [
+        f"events: {outbox.recorded} recorded, {outbox.delivered} delivered, {outbox.queued} still kept, "
+        f"{sum((outbox.lost or {}).values())} lost; the consumer has {len(account.ids)} "
+        f"({account.duplicates} came twice, {account.out_of_order} out of order)"
+    ]
+    lines += [f"{each.name}: {each.plan.chosen.label}: {each.plan.reason}" for each in status.models if each.plan]
+    for pipeline in status.pipelines:
+        if pipeline.beat:
+            age = pipeline.beat["stages"]["age"]
+            lines.append(
+                f"{pipeline.name}: {pipeline.beat['samples']} samples, age at emit p50 {age['p50_ms']:.2f} ms, "
+                f"p99 {age['p99_ms']:.2f} ms, dropped {dict(pipeline.beat['dropped']) or 'none'}"
+            )
+    return lines
+
+
+def broken_promises(status: Status, account: Account) -> list[str]:
+    """Each promise that did not hold, in a sentence."""
+    broken = []
+    outbox = status.outbox
+    lost = sum((outbox.lost or {}).values())
+    if len(account.ids) != outbox.recorded - lost - outbox.queued:
+        broken.append(f"{outbox.recorded} events were recorded, {len(account.ids)} reached the consumer")
+    if lost or outbox.queued:
+        broken.append(f"{lost} events were lost and {outbox.queued} did not leave within {FAREWELL_S:.0f} s")
+    if account.out_of_order or account.clashes:
+        broken.append(f"{account.out_of_order} events came out of order, {account.clashes} shared a number")
+    broken += [
+        f"{each.name} brought nothing through" for each in status.pipelines if not each.beat or not each.beat["samples"]
+    ]
+    broken += [
+        f"{each.name} was to run on {each.plan.chosen.provider}, but ran on {each.nodes}"
+        for each in status.models
+        if each.plan and each.nodes and set(each.nodes) != {each.plan.chosen.provider}
+    ]
+    broken += [f"{each.name}: {each.text}" for each in status.conditions if each.severity == "error"]
+    return broken
+
+
+def build_bundle(model: Path, video: Path | None, scratch: Path) -> Path:
+    """Build a bundle from the user's model; frames of the user's video serve as calibration and golden samples."""
+    raise NotImplementedError

@@ -1,0 +1,118 @@
+"""Small models of each family, made on the spot, so that every oddity can be put into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+MakeModel = Callable[..., onnx.ModelProto]
+
+
+def weights(name: str, *shape: int) -> onnx.TensorProto:
+    """The same numbers each time, of both signs, not all alike."""
+    values = np.sin(np.arange(np.prod(shape), dtype=np.float32) * 1.7).reshape(shape) * 0.3
+    return numpy_helper.from_array(values.astype(np.float32), name)
+
+
+def detector(rows: int = 8, columns: int = 85, side: int = 32, batch: int | str = 1) -> onnx.ModelProto:
+    """One convolution that gives (1, cells, columns): a YOLOX where the number of cells is 21 for a side of 32."""
+    nodes = [
+        helper.make_node("Conv", ["images", "w", "b"], ["maps"], kernel_shape=[rows, rows], strides=[rows, rows]),
+        helper.make_node("Relu", ["maps"], ["positive"]),
+        helper.make_node("Reshape", ["positive", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "m"], ["output"]),
+    ]
+    cells = (side // rows) ** 2
+    total = sum((side // stride) ** 2 for stride in (8, 16, 32))
+    initializers = [
+        weights("w", 4, 3, rows, rows),
+        weights("b", 4),
+        numpy_helper.from_array(np.array([1, 1, 4 * cells], np.int64), "shape"),
+        weights("m", 4 * cells, total * columns),
+    ]
+    nodes[-1].output[0] = "long"
+    nodes.append(helper.make_node("Reshape", ["long", "last"], ["output"]))
+    initializers.append(numpy_helper.from_array(np.array([1, total, columns], np.int64), "last"))
+    return model(nodes, initializers, [batch, 3, side, side], [1, total, columns], "images", "output")
+
+
+def classifier(classes: int = 4, side: int = 16, softmax: bool = True, dynamic: bool = False) -> onnx.ModelProto:
+    """Convolution, mean over the picture, a dense layer."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["maps"], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["maps"], ["positive"]),
+        helper.make_node("GlobalAveragePool", ["positive"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "g", "c"], ["logits"]),
+        helper.make_node("Softmax" if softmax else "Identity", ["logits"], ["y"]),
+    ]
+    initializers = [weights("w", 8, 3, 3, 3), weights("b", 8), weights("g", 8, classes), weights("c", classes)]
+    size: int | str = "size" if dynamic else side
+    return model(
+        nodes, initializers, ["N" if dynamic else 1, 3, size, size], ["N" if dynamic else 1, classes], "x", "y"
+    )
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto],
+    initializers: Sequence[onnx.TensorProto],
+    input_shape: Sequence[int | str],
+    output_shape: Sequence[int | str] | None,
+    input_name: str,
+    output_name: str,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, input_shape)],
+        [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, output_shape)],
+        list(initializers),
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+@pytest.fixture
+def make_detector() -> MakeModel:
+    return detector
+
+
+@pytest.fixture
+def make_classifier() -> MakeModel:
+    return classifier
+
+
+@pytest.fixture
+def make_model() -> MakeModel:
+    return model
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Write a model and return its path."""
+
+    def write(made: onnx.ModelProto, name: str = "model.onnx") -> Path:
+        path = tmp_path / name
+        onnx.save_model(made, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Eight pictures that differ."""
+    import cv2
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(8):
+        rows, columns = np.mgrid[0:40, 0:60]
+        pixels = np.stack([rows * (index + 1) * 3, columns * 4 + index * 20, (rows * columns) // (index + 1)], axis=-1)
+        cv2.imwrite(str(folder / f"{index}.png"), (pixels % 256).astype(np.uint8))
+    return folder

@@ -1,0 +1,83 @@
+"""`holdfast plan`: measure once, then show and explain what was stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from agent.cli.plan import app, find_bundle
+from agent.errors import CandidateError, OperatorError
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Return a function that runs `plan` with a state folder of its own."""
+
+    def run(*arguments: str, width: int = 200):
+        environment = {"COLUMNS": str(width)}
+        return CliRunner().invoke(app, [*arguments, "--state-dir", str(tmp_path / "state")], env=environment)
+
+    return run
+
+
+def test_measure_then_explain_then_show(plan, make_tiny_bundle, tiny_classifier):
+    """Every number and every refusal is on the table, and the stored plan is the measured one."""
+    bundle = str(make_tiny_bundle({"fp32": tiny_classifier(), "int8": tiny_classifier(gain=-1.0)}))
+
+    measured = json.loads(plan("measure", "--bundle", bundle, "--json").stdout)
+    explained = plan("explain", "--bundle", bundle)
+
+    assert measured["chosen"]["variant"] == "fp32"
+    assert json.loads(plan("explain", "--bundle", bundle, "--json").stdout) == measured
+    assert "chosen" in explained.stdout
+    assert "refused: agrees with the golden answers by 0.000" in explained.stdout
+    assert "refused: the bundle has no int8-dynamic variant" in explained.stdout
+    assert measured["reason"].split(";")[0] in explained.stdout
+    assert measured["fingerprint"] in explained.stdout
+    assert plan("show", "--bundle", bundle).stdout.startswith("CPU fp32 ×")
+
+
+def test_show_without_a_plan_says_how_to_get_one(plan, make_tiny_bundle):
+    """Measuring takes time and load, so `show` never does it by itself."""
+    error = plan("show", "--bundle", str(make_tiny_bundle())).exception
+
+    assert isinstance(error, OperatorError)
+    assert "holdfast plan measure --bundle" in str(error)
+
+
+def test_nothing_that_runs_lists_each_refusal(plan, make_tiny_bundle):
+    """An operator sees at once that the file is damaged."""
+    error = plan("measure", "--bundle", str(make_tiny_bundle({"fp32": b"damaged"}))).exception
+
+    assert isinstance(error, CandidateError)
+    assert "not a whole, valid ONNX model" in str(error)
+
+
+def test_a_narrow_terminal_loses_no_refusal(plan, make_tiny_bundle):
+    """Over a serial console there are 80 columns."""
+    bundle = str(make_tiny_bundle())
+    plan("measure", "--bundle", bundle)
+
+    text = "".join(plan("explain", "--bundle", bundle, width=80).stdout.split())
+
+    assert "int8-dynamicvariant" in text
+
+
+def test_a_shipped_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    """The configuration reads it so, and a plan measured for another bundle would be useless."""
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "parcels").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("agent.resources.shipped_bundle", lambda name: tmp_path / "shipped")
+
+    assert find_bundle("parcels") == tmp_path / "shipped"
+    assert find_bundle("./parcels") == Path("parcels")
+
+
+def test_a_bundle_that_does_not_exist_is_an_error():
+    """Neither a folder nor a name that ships."""
+    with pytest.raises(OperatorError, match="no bundle of this name"):
+        find_bundle("nowhere")

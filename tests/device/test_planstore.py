@@ -1,0 +1,59 @@
+"""Stored plans: found again after a restart, set aside when damaged, never an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.device.plan import Candidate, Measurement, Outcome, Plan
+from agent.device.planstore import PlanStore
+
+CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 2, options=(("a", "b"),))
+PLAN = Plan(
+    fingerprint="f" * 16,
+    bundle_digest="d" * 64,
+    runtime_version="1.31.1",
+    profile="safe-default",
+    chosen=CPU,
+    reason="CPU fp32 ×2 is the only candidate that passed.",
+    outcomes=(
+        Outcome(CPU, Measurement(200, 1.0, 1.0, 1.1, 1.2, 5.0, 2.0, 10**8, {"CPUExecutionProvider": 9}, None)),
+        Outcome(Candidate("QNNExecutionProvider", "npu", "int8", 1), refusal="no npu device"),
+    ),
+    made_at="2026-11-20T09:00:00Z",
+)
+
+
+def test_a_stored_plan_is_found_again(tmp_path):
+    """A restart must cost no measurement."""
+    PlanStore(tmp_path).save(PLAN)
+
+    assert PlanStore(tmp_path).load(PLAN.key) == PLAN
+
+
+def test_another_key_is_another_plan(tmp_path):
+    """Another bundle, device or runtime was never measured."""
+    store = PlanStore(tmp_path)
+    store.save(PLAN)
+
+    assert store.load(PLAN.key + "x") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe", b'{"fingerprint": 3}'], ids=repr)
+def test_a_damaged_plan_is_set_aside(tmp_path, content):
+    """A cut of power or a bad disk costs one measurement, and what was there can still be looked at."""
+    path = tmp_path / f"{PLAN.key}.json"
+    path.write_bytes(content)
+    store = PlanStore(tmp_path)
+
+    assert store.load(PLAN.key) is None
+    assert path.with_name(f"{PLAN.key}.json.damaged").read_bytes() == content
+    store.save(PLAN)
+    assert store.load(PLAN.key) == PLAN
+
+
+def test_a_plan_under_the_wrong_name_is_set_aside(tmp_path):
+    """A file copied from another device must not decide here."""
+    PlanStore(tmp_path).save(PLAN)
+    (tmp_path / f"{PLAN.key}.json").rename(tmp_path / "other.json")
+
+    assert PlanStore(tmp_path).load("other") is None

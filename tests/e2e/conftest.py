@@ -1,0 +1,84 @@
+"""The agent as its users start it: a process with a configuration file, a real broker, a consumer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from simulator.broker import Mosquitto
+
+
+class Holdfast:
+    """`holdfast …` as a process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def call(self, *arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        command = [sys.executable, "-m", "agent", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def write_config(self, **sections: Any) -> Path:
+        """Write the operator's file."""
+        path = self.folder / "holdfast.yaml"
+        path.write_text(yaml.safe_dump({"version": 1, "state_dir": str(self.state), **sections}))
+        return path
+
+    def manifest(self, bundle: Path) -> dict[str, Any]:
+        """What a built bundle says of itself."""
+        manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+        return manifest
+
+    def run(self, config: Path, *options: str) -> subprocess.Popen[bytes]:
+        """Start `holdfast run`; its log goes to `log` in the folder."""
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "agent", "run", "--config", str(config), *options], stdout=log, stderr=log
+            )
+        self._running.append(process)
+        return process
+
+    def log(self) -> str:
+        """What every `run` so far wrote."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        for process in self._running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.fixture
+def holdfast(tmp_path: Path) -> Iterator[Holdfast]:
+    """Return the command, with a folder and a state of its own."""
+    command = Holdfast(tmp_path)
+    yield command
+    command.end()
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path, need_tool: Callable[[str], str]) -> Iterator[Mosquitto]:
+    """Return a running real broker."""
+    need_tool("mosquitto")
+    with Mosquitto(tmp_path / "broker") as broker:
+        yield broker
+
+
+@pytest.fixture(autouse=True)
+def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("HOLDFAST__")]:
+        monkeypatch.delenv(name)

@@ -1,0 +1,205 @@
+"""Core's side with real worker processes: real model, real video, real signals."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+
+import pytest
+from agent.clock import SystemClock, SystemRandom
+from agent.device.plan import Candidate
+from agent.health.conditions import Conditions
+from agent.pipeline.messages import Job, PipelineJob
+from agent.pipeline.supervision import Limits
+from agent.pipeline.workers import Workers
+
+CLOCK = SystemClock()
+CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
+
+
+class Core:
+    """As much of core as the workers need: one queue, one thread that empties it."""
+
+    def __init__(self, bundle, *, candidate=CPU, limits=None, **cameras):
+        pipelines = tuple(PipelineJob(name, "camera", settings) for name, settings in cameras.items())
+        self.notes: queue.Queue = queue.Queue()
+        self.events = []
+        self.conditions = Conditions(CLOCK)
+        self.workers = Workers(
+            [Job("m", str(bundle), candidate, pipelines, beat_s=0.1)],
+            post=self.notes.put,
+            on_event=lambda pipeline, event, latency_ms: self.events.append((pipeline, event, latency_ms)),
+            conditions=self.conditions,
+            clock=CLOCK,
+            random=SystemRandom(),
+            limits=limits or Limits(restart_first_s=0.1, restart_limit_s=0.5),
+        )
+
+    def turn(self):
+        """Deal with what has come, then with the time."""
+        while True:
+            try:
+                self.workers.deal_with(self.notes.get_nowait())
+            except queue.Empty:
+                break
+        self.workers.tick()
+
+    @property
+    def status(self):
+        return next(self.workers.status())
+
+    def beat(self, camera):
+        self.turn()
+        return dict(self.workers.beats()).get(camera)
+
+    def is_running(self):
+        self.turn()
+        return self.status.state == "running" and self.status.beat is not None
+
+    def condition(self, name):
+        self.turn()
+        return next((each.text for each in self.conditions if each.name == name), None)
+
+
+@pytest.fixture
+def core(ultraface_bundle):
+    """Return a function that starts core with cameras by name; it is stopped at the end."""
+    started = []
+
+    def start(bundle=ultraface_bundle, **options):
+        it = Core(bundle, **options)
+        started.append(it)
+        it.workers.start()
+        return it
+
+    yield start
+    for it in started:
+        it.workers.stop()
+
+
+@pytest.fixture
+def faces(tmp_path, shared_data):
+    """A video of which a face detector makes events."""
+    return {"source": str(shared_data / "video" / "one-by-one-person-detection.mp4"), "pace": "fast"}
+
+
+def test_recording_goes_through_a_real_worker_and_every_frame_counts(core, faces, eventually):
+    """The whole way of a frame: source, session, decoder, rules, pipe."""
+    it = core(door={**faces, "rules": {"seen": {"when": "detect"}}})
+    eventually(lambda: (beat := it.beat("door")) and beat["source"] == "finished", 90)
+    beat = it.beat("door")
+    assert beat["samples"] == beat["captured"] == 1394
+    assert (beat["width"], beat["height"]) == (768, 432)
+    assert beat["events"] == len(it.events) > 50
+    assert it.workers.are_finished
+    assert it.status.ready["nodes"]["CPUExecutionProvider"] > 0
+    assert all(stage["count"] == 1394 for stage in beat["stages"].values())
+    assert not list(it.conditions)
+
+
+def test_worker_that_crashes_is_restarted_and_its_last_words_are_kept(core, faces, eventually):
+    """Native code may crash; the agent may not."""
+    it = core(door={**faces, "pace": "own", "repeat": True})
+    eventually(it.is_running, 60)
+    first, next_id = it.status.pid, it.beat("door")["next_sample_id"]
+    os.kill(first, signal.SIGSEGV)
+    eventually(lambda: it.condition("worker-down/m"))
+    eventually(it.is_running, 60)
+    assert it.status.pid != first
+    assert "SIGSEGV" in it.status.last_failure
+    assert "Segmentation fault" in it.status.last_words
+    assert it.beat("door")["next_sample_id"] >= next_id
+    assert it.status.restarts == 1
+
+
+def test_worker_that_hangs_is_killed_and_restarted(core, faces, eventually):
+    """A process that is stopped gives no sign of life, as one whose driver hangs."""
+    it = core(door={**faces, "pace": "own", "repeat": True}, limits=Limits(beat_s=2, restart_first_s=0.1))
+    eventually(it.is_running, 60)
+    first = it.status.pid
+    os.kill(first, signal.SIGSTOP)
+    eventually(lambda: "hung" in (it.condition("worker-down/m") or ""))
+    eventually(it.is_running, 60)
+    assert it.status.pid != first
+
+
+def test_camera_that_cannot_be_opened_is_a_condition_and_its_neighbour_runs(core, faces, eventually, tmp_path):
+    """One broken camera must not take the others with it."""
+    it = core(door={**faces, "pace": "own"}, yard={"source": str(tmp_path / "nothing.mp4")})
+    eventually(lambda: "no such file" in (it.condition("source-down/yard") or ""), 60)
+    eventually(lambda: it.beat("door")["samples"] > 0)
+
+
+def test_model_that_cannot_be_loaded_is_a_condition_with_its_text(core, faces, eventually, ultraface_bundle):
+    """The worker says why it gives up; the operator reads it without a log."""
+    blob = next((ultraface_bundle / "blobs").iterdir())
+    blob.write_bytes(blob.read_bytes()[:-100])
+    it = core(door=faces)
+    eventually(lambda: "damaged" in (it.condition("worker-down/m") or ""), 60)
+    assert it.status.state == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        pytest.param({"labels": ["dragon"]}, "dragon", id="unknown label"),
+        pytest.param({"rules": {"r": {"when": "enter", "zone": "nowhere"}}}, "nowhere", id="unknown zone"),
+    ],
+)
+def test_settings_that_do_not_fit_the_bundle_are_a_condition(core, faces, eventually, settings, said):
+    """Only the worker knows the bundle's labels."""
+    it = core(door={**faces, **settings})
+    eventually(lambda: said in (it.condition("worker-down/m") or ""), 60)
+
+
+def stop_takes_s(it):
+    started_s = CLOCK.monotonic()
+    it.workers.stop()
+    return CLOCK.monotonic() - started_s
+
+
+def test_stop_within_two_seconds_while_starting(core, faces):
+    """SIGTERM comes when it comes."""
+    it = core(door=faces)
+    assert stop_takes_s(it) < 2
+
+
+def test_stop_within_two_seconds_while_running_and_nothing_emitted_is_lost(core, faces, eventually):
+    """What the worker said before it went is dealt with."""
+    it = core(door={**faces, "rules": {"seen": {"when": "detect"}}})
+    eventually(lambda: (it.turn(), it.events)[1], 60)
+    pid = it.status.pid
+    assert stop_takes_s(it) < 2
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert it.status.restarts == 0
+
+
+def test_stop_within_two_seconds_while_a_camera_blocks_in_its_opening(core, eventually):
+    """FFmpeg cannot be interrupted: the process goes all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes the connection and never answers
+        url = f"rtsp://127.0.0.1:{mute.getsockname()[1]}/camera"
+        it = core(door={"source": url, "open_timeout_s": 60})
+        mute.settimeout(60)
+        connection, _ = mute.accept()
+        assert stop_takes_s(it) < 2
+        connection.close()
+
+
+def test_stop_within_two_seconds_while_the_worker_is_stopped(core, faces, eventually):
+    """A hung worker does not answer; it is killed."""
+    it = core(door={**faces, "pace": "own"})
+    eventually(it.is_running, 60)
+    os.kill(it.status.pid, signal.SIGSTOP)
+    assert stop_takes_s(it) < 2
+
+
+def test_worker_leaves_when_core_is_gone(core, faces, eventually):
+    """Nobody is left to work for: the end of the input is the word for it."""
+    it = core(door={**faces, "pace": "own", "repeat": True})
+    eventually(it.is_running, 60)
+    pid = it.status.pid
+    it.workers._workers["m"].child.close_input()
+    eventually(lambda: it.turn() or it.status.pid != pid, 5)
