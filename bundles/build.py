@@ -166,13 +166,15 @@ class _Build:
         self._reports.append(VariantReport("fp32", variant.model.size_bytes, is_included=True, verdict="the reference"))
 
     def add_golden(self) -> None:
-        """Answer the golden samples with fp32, and keep some of them for the device."""
+        """Answer the golden samples with fp32, keep some of them for the device, and say how good fp32 itself is."""
         if not self._golden:
             return
         self._say(f"answering {len(self._golden)} golden samples with fp32")
         self._reference = [self._answer(self._model, sample) for sample in self._golden]
         for index in _spread(len(self._golden), MAX_SHIPPED_GOLDEN):
             self._shipped_golden.append(self._pin(self._golden[index]))
+        if self._has_truth:
+            self._reports[0] = replace(self._reports[0], accuracy=self._judge(self._variants[0]))
 
     def add_others(self) -> None:
         """Make each other variant that the recipe wants, judge it, and include it or say why not."""
@@ -214,7 +216,9 @@ class _Build:
             raise CandidateError("there are no golden samples to judge it on; name a folder: `golden`, --golden")
         if name == "int8" and not self._calibration:
             raise CandidateError("there are no calibration samples; name a folder: `calibration`, --calibration")
-        if all(isinstance(answer, Detections) and not len(answer) for answer in self._reference):
+        if not self._has_truth and all(
+            isinstance(answer, Detections) and not len(answer) for answer in self._reference
+        ):
             raise CandidateError("fp32 finds nothing in the golden samples, so nothing could be lost; choose others")
         if self._shipped.is_external:
             raise CandidateError("models with external data above 2 GB are not quantized")
@@ -247,6 +251,10 @@ class _Build:
             variant, result, f"{result.metric} drops by {result.drop:.4g}, its gate allows {result.gate:.4g}"
         )
 
+    @property
+    def _has_truth(self) -> bool:
+        return accuracy.uses_truth([sample.truth for sample in self._golden], self._semantics.decoder)
+
     def _quantized(self, name: VariantName, scope: str) -> onnx.ModelProto:
         if name == "int8-dynamic":
             return quantize.dynamic_int8(self._repaired.model)
@@ -259,7 +267,7 @@ class _Build:
         truth = [sample.truth for sample in self._golden]
         decoder, gate = self._semantics.decoder, self._recipe.recipe.gates.max_drop
         min_score, reference = None, self._reference
-        if accuracy.uses_truth(truth, decoder) and decoder.model_type not in {"classify", "anomaly"}:
+        if self._has_truth and decoder.model_type not in {"classify", "anomaly"}:
             min_score = accuracy.MAP_MIN_SCORE
             reference = [self._answer(self._model, sample, min_score) for sample in self._golden]
         answers = [self._answer(model, sample, min_score) for sample in self._golden]

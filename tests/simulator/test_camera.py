@@ -132,7 +132,7 @@ def test_frozen_camera_blocks_until_it_is_closed() -> None:
         except SourceError as error:
             outcome.append(error)
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     reader.join(0.3)
     assert reader.is_alive()
@@ -148,7 +148,7 @@ def test_stop_ends_a_blocked_read(url: str) -> None:
     stop = threading.Event()
     source = camera(url, clock=SystemClock(), stop=stop)
     outcome: list[object] = []
-    reader = threading.Thread(target=lambda: outcome.extend(list(source)[1:] or [None]))
+    reader = threading.Thread(target=lambda: outcome.extend(list(source)[1:] or [None]), daemon=True)
     reader.start()
     stop.set()
     reader.join(5)

@@ -1,6 +1,6 @@
 """Trains the parcel detector on generated pictures and writes model.onnx, checked against PyTorch.
 
-    PYTHONPATH=<repository> python bundles/recipes/parcels/train.py --minutes 15
+    PYTHONPATH=<repository> python bundles/recipes/parcels/train.py --minutes 16
 
 Needs torch and onnx beside numpy, OpenCV and onnxruntime; the agent's own dependencies are not needed.
 The network is anchor-free with one output grid of stride 8; its output has the layout of YOLOv8/11 (decoder `yolo`):
@@ -232,9 +232,9 @@ def export(model: Detector, path: Path) -> None:
 def main() -> None:
     """Draw, train, export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=16.0)
     parser.add_argument("--scenes", type=int, default=700)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=HERE / "model.onnx")
     options = parser.parse_args()
