@@ -132,6 +132,12 @@ def test_wrong_override_is_reported_under_its_own_name(refused):
     assert "single value" in one(refused(MINIMAL, SECRETS | {"HOLDFAST__MQTT__HOST__X": "y"})).message
 
 
+def test_text_of_an_override_is_taken_as_it_is(read):
+    """A password may hold `${`; it was expanded by whoever set the variable."""
+    configuration = read(MINIMAL, SECRETS | {"HOLDFAST__MQTT__PASSWORD": "a${NOPE}b"})
+    assert configuration.settings.mqtt.password.get_secret_value() == "a${NOPE}b"
+
+
 def test_override_finds_names_with_capitals_and_dashes(read):
     """A shell cannot write `Front-Door`."""
     text = MINIMAL.replace("door:", "Front-Door:")

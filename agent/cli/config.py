@@ -36,7 +36,7 @@ def check(file: File = None, *, as_json: AsJson = False) -> None:
     for warning in configuration.warnings:
         typer.echo(f"warning: {warning}", err=True)
     settings = configuration.settings
-    counts = f"{len(settings.cameras)} cameras, {len(settings.sensors)} sensors, {len(settings.models)} models"
+    counts = f"cameras: {len(settings.cameras)}, sensors: {len(settings.sensors)}, models: {len(settings.models)}"
     typer.echo(f"{configuration.file}: ok ({counts})")
 
 

@@ -50,7 +50,7 @@ def _follow(subscriber: Subscriber, count: int | None, *, must_acknowledge: bool
     for number, message in enumerate(subscriber.messages(), start=1):
         event = read_event(message)
         typer.echo(json.dumps(event, separators=(",", ":"), ensure_ascii=False) if as_json else line_of(event))
-        if must_acknowledge and isinstance(seq := event.get("data", {}).get("seq"), int):
+        if must_acknowledge and isinstance(seq := data_of(event).get("seq"), int):
             # Printed first: an event that was acknowledged and never shown would be lost.
             subscriber.publish(ack_topic(message.topic), json.dumps({"seq": seq}).encode())
         if number == count:
@@ -81,17 +81,23 @@ def line_of(event: Mapping[str, Any]) -> str:
     source = str(event.get("source", "?")).removeprefix("/devices/").replace("/pipelines/", "/")
     if "unreadable" in event:
         return f"{source}: no event: {event['unreadable']}"
-    fields = event.get("data")
-    data: Mapping[str, Any] = fields if isinstance(fields, Mapping) else {}
+    data = data_of(event)
     kind = str(event.get("type", "?")).removeprefix("dev.holdfast.").removeprefix("event.")
     words = [str(event.get("time", "?")), source, f"#{data.get('seq', '?')}", kind]
     words += [str(data[key]) for key in ("phase", "label", "score") if data.get(key) is not None]
     words += [f"{key} {data[name]}" for key, name in _NAMED if data.get(name) is not None]
-    if zones := (data.get("zones") or {}).get("current"):
-        words.append(f"in {', '.join(map(str, zones))}")
+    zones = data.get("zones")
+    if isinstance(zones, Mapping) and zones.get("current"):
+        words.append(f"in {', '.join(map(str, zones['current']))}")
     if data.get("replayed"):
         words.append("(sent again)")
     return " ".join(words)
+
+
+def data_of(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the event's `data`; empty where it is no object."""
+    data = event.get("data")
+    return data if isinstance(data, Mapping) else {}
 
 
 _NAMED = (("=", "value"), ("track", "track_id"), ("lost", "count"), ("by", "cause"))

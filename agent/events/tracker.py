@@ -15,7 +15,6 @@ Refuses: boxes that are not finite or have no area; more than `MAX_TRACKS` objec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -228,18 +227,16 @@ def iou(first: motion.FloatArray, second: motion.FloatArray) -> motion.FloatArra
     return np.asarray(common / total)
 
 
-def match(
-    overlaps: motion.FloatArray, rows: Sequence[int], columns: Sequence[int], min_overlap: float
-) -> dict[int, int]:
+def match(overlaps: motion.FloatArray, rows: list[int], columns: list[int], min_overlap: float) -> dict[int, int]:
     """Pair `rows` with `columns` of `overlaps` greedily, highest first; ties go to the lower row, then column."""
     if not rows or not columns:
         return {}
-    part = overlaps[np.ix_(rows, columns)]
-    where = np.argwhere(part >= min_overlap)
-    order = np.argsort(-part[where[:, 0], where[:, 1]], kind="stable")
+    part = overlaps[rows][:, columns]
+    at_row, at_column = np.nonzero(part >= min_overlap)
+    order = np.argsort(-part[at_row, at_column], kind="stable")
     pairs: dict[int, int] = {}
     taken: set[int] = set()
-    for row, column in where[order].tolist():
+    for row, column in zip(at_row[order].tolist(), at_column[order].tolist(), strict=True):
         if rows[row] not in pairs and columns[column] not in taken:
             pairs[rows[row]] = columns[column]
             taken.add(columns[column])

@@ -26,7 +26,7 @@ class Zones:
     """The zones of one camera, by name, in the order of the operator's file."""
 
     def __init__(self, settings: Mapping[str, ZoneSettings]) -> None:
-        self._polygons = {name: np.array(zone.coordinates, dtype=np.float64) for name, zone in settings.items()}
+        self._polygons = {name: Polygon(zone.coordinates) for name, zone in settings.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ class Zones:
         if not tracks or not self._polygons:
             return [()] * len(tracks)
         points = ground_points(tracks, frame_size)
-        inside = [(name, contains(polygon, points).tolist()) for name, polygon in self._polygons.items()]
+        inside = [(name, polygon.contains(points).tolist()) for name, polygon in self._polygons.items()]
         return [tuple(name for name, is_inside in inside if is_inside[index]) for index in range(len(tracks))]
 
 
@@ -45,19 +45,27 @@ def ground_points(tracks: Sequence[Track], frame_size: tuple[int, int]) -> Float
     """Return the ground points (n, 2) of tracks, relative to the frame of `frame_size` (width, height)."""
     boxes = np.array([track.xyxy_px for track in tracks], dtype=np.float64).reshape(-1, 4)
     points = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, boxes[:, 3]], axis=1) / frame_size
-    return np.clip(points, EDGE, 1 - EDGE)
+    return np.minimum(np.maximum(points, EDGE), 1 - EDGE)
 
 
-def contains(polygon: FloatArray, points: FloatArray) -> NDArray[np.bool_]:
-    """Return for points (n, 2) whether they lie in the polygon (m, 2), by the even-odd rule.
+class Polygon:
+    """A polygon with its edges worked out once. It may be concave; where it crosses itself the even-odd rule holds."""
 
-    A ray to the right of the point crosses the border an odd number of times (Shimrat 1962, Algorithm 112). Edges are
-    half open, so a ray through a corner counts once.
-    """
-    x, y = points[:, 0:1], points[:, 1:2]
-    x1, y1 = polygon[:, 0], polygon[:, 1]
-    x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
-    straddles = (y1 > y) != (y2 > y)
-    height = np.where(y2 == y1, 1.0, y2 - y1)  # level edges never straddle
-    crosses = straddles & (x < x1 + (y - y1) * (x2 - x1) / height)
-    return np.asarray(crosses.sum(axis=1) % 2 == 1)
+    def __init__(self, corners: Sequence[Sequence[float]]) -> None:
+        begins = np.array(corners, dtype=np.float64)
+        ends = np.roll(begins, -1, axis=0)
+        run, rise = (ends - begins).T
+        self._x, self._begin_y = begins.T
+        self._end_y = ends[:, 1]
+        self._slope = run / np.where(rise == 0, 1.0, rise)  # a level edge is never crossed
+
+    def contains(self, points: FloatArray) -> NDArray[np.bool_]:
+        """Return for points (n, 2) whether they lie inside.
+
+        A ray to the right of the point crosses the border an odd number of times (Shimrat 1962, Algorithm 112). Edges
+        are half open, so a ray through a corner counts once.
+        """
+        x, y = points[:, 0:1], points[:, 1:2]
+        straddles = (self._begin_y > y) != (self._end_y > y)
+        crosses = straddles & (x < self._x + (y - self._begin_y) * self._slope)
+        return np.asarray(np.logical_xor.reduce(crosses, axis=1))

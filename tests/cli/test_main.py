@@ -109,7 +109,7 @@ def test_config_check_and_show_never_print_a_secret(good_file):
     secrets = {"PW": "hunter2", "CAM_PW": "s3cret!"}
     check = holdfast("config", "check", cwd=good_file.parent, **secrets)
     assert check.returncode == 0, check.stderr
-    assert "ok (1 cameras" in check.stdout
+    assert "ok (cameras: 1," in check.stdout
     table = holdfast("config", "show", cwd=good_file.parent, **secrets).stdout
     as_json = holdfast("config", "show", "--json", cwd=good_file.parent, **secrets).stdout
     values = {each["key"]: each for each in json.loads(as_json)}

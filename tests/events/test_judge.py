@@ -68,10 +68,10 @@ def test_track_rule_with_zone_label_and_score_speaks_only_of_those(make_scene):
 
 def test_score_that_wavers_around_the_threshold_speaks_once(make_scene):
     """min_score is held against the best score so far."""
-    scene = make_scene({"t": rule("track", min_score=0.7)})
+    scene = make_scene({"t": rule("track", min_score=0.7), "n": rule("count", min_score=0.7, for_s=0)})
     for score in [0.68, 0.72] * 20:
         scene.show([IN], scores=[score])
-    assert scene.said == [("t", "new")]
+    assert scene.said == [("t", "new"), ("n", "new")]
 
 
 def test_enter_waits_for_the_time_asked_and_speaks_once(make_scene):

@@ -123,7 +123,7 @@ def test_object_survives_a_change_of_resolution():
     for t in range(4):
         tracker.update(seen(box(600)), t / 10, SIZE)
     update = tracker.update(seen((300, 250, 350, 300)), 0.4, (500, 500))
-    assert ids(update) == [1]
+    assert [(track.id, track.hits) for track in update.live] == [(1, 5)]
     lost = tracker.update(seen(), 0.5, (2000, 1000))
     assert lost.live[0].xyxy_px == pytest.approx((1200, 500, 1400, 600))
 
@@ -134,6 +134,8 @@ def test_classes_are_tracked_apart():
     for t in range(4):
         update = tracker.update(seen(box(100), box(105), class_ids=[0, 1]), t / 10, SIZE)
     assert [(track.id, track.class_id) for track in update.live] == [(1, 0), (2, 1)]
+    update = tracker.update(seen(box(100), class_ids=[1]), 0.4, SIZE)
+    assert [track.is_seen for track in update.live] == [False, True]
 
 
 def test_unsure_detection_continues_an_object_and_loses_to_a_sure_one():

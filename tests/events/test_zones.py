@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from agent.events.settings import ZoneSettings
 from agent.events.tracker import Track
-from agent.events.zones import Zones, contains
+from agent.events.zones import Polygon, Zones
 
 
 def track(box: tuple[float, float, float, float]) -> Track:
@@ -46,9 +46,9 @@ def test_zones_hold_at_any_resolution():
 
 def test_concave_zone_does_not_contain_its_notch():
     """People draw L and U shapes."""
-    u_shape = np.array([[0, 0], [0.3, 0], [0.3, 0.7], [0.7, 0.7], [0.7, 0], [1, 0], [1, 1], [0, 1]])
+    u_shape = Polygon([[0, 0], [0.3, 0], [0.3, 0.7], [0.7, 0.7], [0.7, 0], [1, 0], [1, 1], [0, 1]])
     points = np.array([[0.5, 0.3], [0.1, 0.3], [0.9, 0.3], [0.5, 0.9]])
-    assert contains(u_shape, points).tolist() == [False, True, True, True]
+    assert u_shape.contains(points).tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("corners", [((0, 0), (0.5, 0.5), (1, 1)), ((0.2, 0.2),) * 3])
@@ -68,6 +68,6 @@ def test_contains_agrees_with_a_plain_loop(corners, point):
     x, y = point
     inside = False
     for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
-        if (y1 > y) != (y2 > y) and x < x1 + (y - y1) * (x2 - x1) / (y2 - y1):
+        if (y1 > y) != (y2 > y) and x < x1 + (y - y1) * ((x2 - x1) / (y2 - y1)):
             inside = not inside
-    assert contains(np.array(corners), np.array([point])).tolist() == [inside]
+    assert Polygon(corners).contains(np.array([point])).tolist() == [inside]
