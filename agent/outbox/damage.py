@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,8 +76,9 @@ def set_aside(path: Path, clock: Clock) -> Path:
 def salvage(path: Path) -> Iterator[list[Row]]:
     """Yield what can still be read, in batches: forward up to the first damaged page, then backward from the end."""
     try:
+        _pad(path)
         connection = sqlite3.connect(path, isolation_level=None, timeout=0)
-    except sqlite3.Error:
+    except (sqlite3.Error, OSError):
         return
     with contextlib.closing(connection):
         reached, limit = 0, (1 << 63) - 1
@@ -86,6 +88,20 @@ def salvage(path: Path) -> Iterator[list[Row]]:
         while batch := _read(connection, _BACKWARD, (limit, reached, _BATCH)):
             limit = batch[-1][0]
             yield from _plausible(batch)
+
+
+def _pad(path: Path) -> None:
+    """Give a truncated file its length back: SQLite refuses it whole, where zeros cost only the pages that are gone.
+
+    Header fields: sqlite.org/fileformat2.html section 1.3, page size at 16, size in pages at 28.
+    """
+    with path.open("rb") as file:
+        header = file.read(32)
+    if header.startswith(b"SQLite format 3\0") and len(header) == 32:
+        page_size, pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
+        wanted = (65536 if page_size == 1 else page_size) * pages
+        if path.stat().st_size < wanted < 1 << 36:
+            os.truncate(path, wanted)
 
 
 def _read(connection: sqlite3.Connection, query: str, arguments: tuple[int, ...]) -> list[Row]:

@@ -44,22 +44,30 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create_events_and_losses,
 VERSION = len(MIGRATIONS)
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the file up to `VERSION`.
+def refuse_newer(connection: sqlite3.Connection, path: Path) -> None:
+    """Make sure that this Holdfast knows the file, before anything is written to it.
 
     Raises:
         StateError: a newer Holdfast wrote the file. It is left as it is.
     """
-    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    found = _version(connection)
     if found > VERSION:
         raise StateError(
             f"the database has schema {found}, and this Holdfast knows schemas up to {VERSION}",
             where=str(path),
             hint="install the newer Holdfast again, or set another `state_dir:`",
         )
-    if found < VERSION:
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the file up to `VERSION`."""
+    if _version(connection) < VERSION:
         _apply(connection)
         connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _apply(connection: sqlite3.Connection) -> None:

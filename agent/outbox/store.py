@@ -259,6 +259,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise _translate(error, path, "open") from error
     try:
+        schema.refuse_newer(connection, path)
         unclean = path.with_name(path.name + "-wal").exists()
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect on a new file only
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -267,7 +268,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_size_limit = 4194304")
         if unclean or path.stat().st_size < FULL_CHECK_BELOW_BYTES:
             damage.check(connection, path)
-        schema.migrate(connection, path)
+        schema.migrate(connection)
     except sqlite3.Error as error:
         connection.close()
         raise _translate(error, path, "open") from error
