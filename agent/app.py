@@ -312,7 +312,7 @@ class Core:
     def _model(self, name: str) -> ModelStatus:
         return next(model for model in self.status.models if model.name == name)
 
-    def _update_model(self, name: str, **changes: Any) -> None:
+    def _update_model(self, name: str, **changes: Any) -> None:  # noqa: ANN401  as dataclasses.replace
         models = tuple(replace(model, **changes) if model.name == name else model for model in self.status.models)
         self.status = replace(self.status, models=models)
 

@@ -231,7 +231,9 @@ def disk(tmp_path: Path) -> Any:
         yield disk
 
 
-def test_full_disk_refuses_whole_batches_and_works_again_when_there_is_space(disk: SmallDisk, clock: VirtualClock) -> None:
+def test_full_disk_refuses_whole_batches_and_works_again_when_there_is_space(
+    disk: SmallDisk, clock: VirtualClock
+) -> None:
     store = EventStore.open(StatePaths(disk.folder), clock)
     store.append(batch(1, 10))
     disk.fill()
