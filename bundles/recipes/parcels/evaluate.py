@@ -81,8 +81,9 @@ def held_out_frames(
     """Draw frames, three of each scene and far apart."""
     for number in range(count):
         seed = first_seed + number // 3
-        index = int(np.random.default_rng((seed, number)).integers(0, 150)) + 150 * (number % 3)
-        yield ConveyorScene(seed).frame(index)
+        if number % 3 == 0:
+            scene = ConveyorScene(seed)
+        yield scene.frame(int(np.random.default_rng((seed, number)).integers(0, 150)) + 150 * (number % 3))
 
 
 def average_precision(pairs: Iterable[tuple[Found, tuple[TruthBox, ...]]], label: int) -> float:
