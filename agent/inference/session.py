@@ -79,7 +79,7 @@ class Session:
             CandidateError: ONNX Runtime refused the inputs, or the provider failed.
         """
         try:
-            results = self._session.run(None, inputs)
+            results = self._session.run(self._output_names, inputs)
         except ORT_ERRORS as error:
             raise CandidateError(
                 f"{self.candidate.label} failed while running: {_first_line(error)}",
