@@ -23,7 +23,7 @@ from agent.inference.model import Model
 from agent.sources.sample import Frame
 from bundles import accuracy, evaluate, quantize, recognise
 from bundles.modelfile import ModelFile, location_of, read_model, tensors
-from bundles.recipe import ImageInputRecipe, Normalise, Recipe, RecipeFolder, VariantName, open_recipe
+from bundles.recipe import FILE_NAME, ImageInputRecipe, Normalise, Recipe, RecipeFolder, VariantName, open_recipe
 from bundles.repair import Repaired, repair
 from bundles.samples import SampleFile, list_golden, list_samples, synthetic
 from bundles.staging import Staging
@@ -104,7 +104,7 @@ def build(
     options = options or Options()
     say = progress or (lambda _step: None)
     recipe = _open(source, options)
-    target = output or (source.with_suffix(".bundle") if source.is_file() else source / "built")
+    target = output or _default_output(source)
     say("reading and repairing the model")
     shipped = read_model(recipe.model)
     repaired = repair(shipped, _sizes(recipe, shipped))
@@ -346,7 +346,9 @@ class _Build:
 
 def _open(source: Path, options: Options) -> RecipeFolder:
     """Read the recipe, or make one for a bare model, and lay the command line's words over it."""
-    if source.is_dir():
+    if source.name == FILE_NAME:
+        folder = open_recipe(source.parent)
+    elif source.is_dir():
         folder = open_recipe(source)
     else:
         name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in source.stem.lower())
@@ -371,6 +373,12 @@ def _open(source: Path, options: Options) -> RecipeFolder:
         calibration=options.calibration or folder.calibration,
         golden=options.golden or folder.golden,
     )
+
+
+def _default_output(source: Path) -> Path:
+    if source.name == FILE_NAME:
+        return source.parent / "built"
+    return source / "built" if source.is_dir() else source.with_suffix(".bundle")
 
 
 def _checked(recipe: Recipe, source: Path) -> Recipe:

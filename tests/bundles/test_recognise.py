@@ -123,7 +123,7 @@ def test_classifiers_must_say_how_pixels_are_normalised():
     made = decide(CLASSIFY, {"normalise": "imagenet"})
     assert isinstance(made.input, ImageInput)
     assert made.input.mean_values == (123.675, 116.28, 103.53) and made.input.reverse_input_channels
-    assert any("--normalise imagenet" in line for line in made.assumptions)
+    assert any("normalise: imagenet" in line for line in made.assumptions)
 
 
 def test_metadata_of_the_file_counts():
@@ -139,6 +139,8 @@ def test_metadata_of_the_file_counts():
     assert made.input.scale_values == (58.395,) * 3 and made.input.reverse_input_channels
     assert made.input.resize_type == "crop"
     assert any("the file's metadata" in line for line in made.assumptions)
+    said = decide(tensors(spec("data", 1, 3, 9, 9), spec("o", 1, 10), metadata=metadata), {"normalise": "unit"}).input
+    assert isinstance(said, ImageInput) and said.scale_values == (255,) * 3, "a person's word is above the file's"
 
 
 def test_ultralytics_files_name_their_classes():
