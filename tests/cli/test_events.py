@@ -85,7 +85,7 @@ def test_tail_shows_what_is_no_event_and_goes_on(start_broker, connect, tail):
 
 def test_broker_that_is_not_there_is_said(tail):
     """Exit code 5: trying later may work."""
-    with pytest.raises(UnavailableError, match="no connection"):
+    with pytest.raises(UnavailableError, match="nothing listens"):
         Subscriber(MqttSettings(host="127.0.0.1", port=free_port()), client_id="x").__enter__()
 
 
@@ -96,7 +96,7 @@ def test_wrong_password_is_said(start_broker, tmp_path):
     port = start_broker("allow_anonymous false", f"password_file {tmp_path / 'empty'}")
     for protocol in ("auto", "5", "3.1.1"):
         settings = MqttSettings(host="127.0.0.1", port=port, user="u", password="bad", protocol=protocol)
-        with pytest.raises(OperatorError, match="refuses the login") as caught:
+        with pytest.raises(OperatorError, match="refuses this device") as caught:
             Subscriber(settings, client_id="x").__enter__()
         assert "bad" not in str(caught.value).replace("Bad", "")
 
@@ -107,7 +107,7 @@ def test_port_that_is_no_broker_is_said_in_time():
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         settings = MqttSettings(host="127.0.0.1", port=listener.getsockname()[1], protocol="5")
-        with pytest.raises(UnavailableError, match="no answer to CONNECT"):
+        with pytest.raises(UnavailableError, match="does not answer"):
             Subscriber(settings, client_id="x", answer_timeout_s=0.3).__enter__()
 
 
