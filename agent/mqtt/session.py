@@ -79,7 +79,7 @@ class Session:
         """
         try:
             if self._settings.tls:
-                self._client.tls_set_context(_tls_context(self._settings))
+                self._client.tls_set_context(tls_context(self._settings))
             options: dict[str, Any] = {"clean_start": True} if self.protocol == "5" else {}
             self._client.connect(self._settings.host, self._port, self._settings.keepalive_s, **options)
         except OSError as error:
@@ -237,7 +237,7 @@ def _texts(properties: Properties | None) -> dict[str, str]:
     return texts
 
 
-def _tls_context(settings: MqttSettings) -> ssl.SSLContext:
+def tls_context(settings: MqttSettings) -> ssl.SSLContext:
     """Read the certificates anew for each attempt, so that renewed ones are taken up without a restart."""
     tls = settings.tls
     assert tls is not None
