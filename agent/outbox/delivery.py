@@ -279,7 +279,7 @@ class Delivery:
     def _deadline(self, lane: _Lane) -> float | None:
         if self._mode != "consumer" or self._session is None or not lane.in_flight:
             return None
-        patience = min(2 ** min(lane.silences, 3), LONGEST_PATIENCE)
+        patience = min(2.0 ** min(lane.silences, 3), LONGEST_PATIENCE)
         return max(next(iter(lane.in_flight.values())), lane.progress_at) + self._timeout_s * patience
 
     def _give_up_waiting(self, lane: _Lane) -> list[Step]:

@@ -166,7 +166,7 @@ class Outbox:
         """Return the counters."""
         return OutboxStats(
             recorded=self._recorded,
-            delivered=self._delivered,
+            delivered=self._delivered + len(self._doomed),
             queued=len(self._store) + len(self._pending) - len(self._doomed),
             queued_bytes=self._store.size_bytes,
             in_flight=self._delivery.outstanding,
