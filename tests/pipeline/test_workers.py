@@ -28,8 +28,8 @@ class Core:
         self.notes: queue.Queue = queue.Queue()
         self.events = []
         self.conditions = Conditions(CLOCK)
+        self._job = Job("m", str(bundle), CPU, jobs, beat_s=0.1)
         self.workers = Workers(
-            [Job("m", str(bundle), CPU, jobs, beat_s=0.1)],
             post=self.notes.put,
             on_event=lambda pipeline, event, latency_ms: self.events.append((pipeline, event, latency_ms)),
             conditions=self.conditions,
@@ -72,7 +72,7 @@ def core(ultraface_bundle):
     def start(bundle=ultraface_bundle, **options):
         it = Core(bundle, **options)
         started.append(it)
-        it.workers.start()
+        it.workers.add(it._job)
         return it
 
     yield start
