@@ -193,7 +193,7 @@ def test_size_estimate_is_close_to_the_file(paths: StatePaths, clock: VirtualClo
 def test_hundred_thousand_events_drain_without_being_read_into_memory(make_bench: Callable[..., Any]) -> None:
     """A week without a network must not end in a core that the kernel kills."""
     psutil = pytest.importorskip("psutil")
-    bench = make_bench()
+    bench = make_bench(window=1000)
     for _ in range(1000):
         bench.record(count=100)
     before = psutil.Process().memory_info().rss
@@ -231,7 +231,9 @@ def disk(tmp_path: Path) -> Any:
         yield disk
 
 
-def test_full_disk_refuses_whole_batches_and_works_again_when_there_is_space(disk: SmallDisk, clock: VirtualClock) -> None:
+def test_full_disk_refuses_whole_batches_and_works_again_when_there_is_space(
+    disk: SmallDisk, clock: VirtualClock
+) -> None:
     store = EventStore.open(StatePaths(disk.folder), clock)
     store.append(batch(1, 10))
     disk.fill()
