@@ -66,8 +66,8 @@ def from_tls_files(error: OSError, paths: str) -> ConnectError:
     return ConnectError(
         "tls",
         f"the TLS files cannot be used ({paths}): {error.strerror or error}",
-        hint="check the paths under `mqtt.tls`, that they are PEM, that key and certificate belong together, and who may "
-        "read them",
+        hint="check the paths under `mqtt.tls`, that they are PEM, that key and certificate belong together, and who "
+        "may read them",
     )
 
 
@@ -84,7 +84,9 @@ def closed_at_connect(address: str, protocol: str, text: str, *, uses_tls: bool)
     """The broker closed the connection instead of answering CONNECT. With TLS 1.3 this is how a refused client
     certificate looks (RFC 8446 section 4.4.2.4): the client's handshake is over before the server has seen it.
     """
-    advice = "and that it accepts this device's client certificate" if uses_tls else "and whether the port is one for TLS"
+    advice = (
+        "and that it accepts this device's client certificate" if uses_tls else "and whether the port is one for TLS"
+    )
     return ConnectError(
         "silent",
         f"{address} closed the connection at an MQTT {protocol} CONNECT ({text})",

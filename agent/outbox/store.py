@@ -1,8 +1,9 @@
 """Events on disk: one SQLite file (WAL, synchronous=FULL) that belongs to core's thread alone.
 
-Takes sealed events, gives them back in order per pipeline, counts losses in the same transaction. What is in a returned
-`write` survives a power cut; a `write` that raised changed nothing. `busy_timeout` is 0: the state folder's lock makes us
-the only writer, so a busy database is an error to be told, and core's thread must not sleep here.
+Takes sealed events, gives them back in order per pipeline, counts losses in the same transaction. What is in a
+returned `write` survives a power cut; a `write` that raised changed nothing. `busy_timeout` is 0: the state
+folder's lock makes us the only writer, so a busy database is an error to be told, and core's thread must not sleep
+here.
 
 A damaged file is set aside and rebuilt, with whatever can still be read from it. A file that a newer Holdfast
 wrote is not damage: it is refused and left alone.
