@@ -169,10 +169,8 @@ class Delivery:
         lane = self._lane_of.get(seq)
         if lane is None:
             return self._fill(now)
-        if reason_code >= DENIED:
-            steps = self._deny(lane, seq, reason_code, now)
-        else:
-            steps = self._accept(lane, seq, reason_code)
+        is_denied = reason_code >= DENIED
+        steps = self._deny(lane, seq, reason_code, now) if is_denied else self._accept(lane, seq, reason_code)
         return steps + self._fill(now)
 
     def consumer_acknowledged(self, seqs: Iterable[int], now: float) -> list[Step]:
