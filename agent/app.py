@@ -22,12 +22,12 @@ from agent.backoff import Backoff
 from agent.clock import Clock, Random, SystemClock, SystemRandom
 from agent.device.plan import Candidate
 from agent.device.planstore import PlanStore
-from agent.health.conditions import Conditions
+from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
 from agent.mqtt.link import Link
 from agent.mqtt.messages import Connected, ConnectFailed, Disconnected, LinkMessage, MessageArrived, PublishAcknowledged
 from agent.mqtt.topics import Topics, topic_matches
-from agent.outbox.actions import Action, ClearCondition, Publish, SetCondition
+from agent.outbox.actions import Action, Publish
 from agent.outbox.envelope import Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.store import EventStore
@@ -281,11 +281,8 @@ class Core:
                             session=session,
                             content_type="application/cloudevents+json",
                         )
-                case SetCondition(name, severity, text):
-                    if self._conditions.set(name, severity, text):
-                        log.warning("condition %s: %s", name, text)
-                case ClearCondition(name):
-                    self._conditions.clear(name)
+                case SetCondition() | ClearCondition():
+                    self._conditions.apply(action)
 
     # -- models ------------------------------------------------------------------------------------------------------
 
