@@ -154,6 +154,15 @@ class ParentLink:
         for line in self._incoming:
             yield json.loads(line)
 
+    def leave_with_parent(self) -> None:
+        """End this process, whatever it is doing, when the parent closed its side or is gone. For one-shot children."""
+        threading.Thread(target=self._leave_with_parent, name="parent-watch", daemon=True).start()
+
+    def _leave_with_parent(self) -> None:
+        for _ in self.messages():
+            pass
+        os._exit(1)
+
     def send(self, message: Mapping[str, object]) -> None:
         """Send one message. A parent that is gone ends this process: nobody is left to work for."""
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"

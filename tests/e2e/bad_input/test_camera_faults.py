@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from simulator.broker import Mosquitto
 from simulator.consumer import Consumer
-from tests.e2e.bad_input.conftest import DeviceWatch, broker_at, family, sigterm, wait_until
+from tests.e2e.bad_input.conftest import DeviceWatch, broker_at, sigterm
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Holdfast
