@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -175,3 +177,12 @@ def planned(holdfast: Holdfast, measured_plans: Path) -> Holdfast:
 def broker_at(port: int) -> dict[str, Any]:
     """The section `mqtt:` for a broker on this machine."""
     return {"host": "127.0.0.1", "port": port}
+
+
+def waiting_events(state: Path) -> int:
+    """Return how many events wait in the outbox of an agent, which may be running; 0 while there is no database."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{state / 'holdfast.db'}?mode=ro", uri=True)) as connection:
+            return int(connection.execute("SELECT count(*) FROM events").fetchone()[0])
+    except sqlite3.Error:
+        return 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import socket
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +16,7 @@ from simulator import disk
 from simulator.broker import Mosquitto
 from simulator.link import FaultyLink
 from tests.conftest import missing
-from tests.e2e.bad_input.conftest import DeviceWatch, broker_at, family, roles, sigterm, wait_until
+from tests.e2e.bad_input.conftest import DeviceWatch, broker_at, family, roles, sigterm, wait_until, waiting_events
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Holdfast
@@ -79,16 +77,7 @@ def test_while_the_disk_is_full(holdfast: Holdfast, measured_plans: Path) -> Non
     with disk.SmallDisk(holdfast.state, 8 << 20) as small:
         shutil.copytree(measured_plans, holdfast.state / "plans")
         core = holdfast.run(holdfast.write_config(models=MODELS, cameras={"c": SCENE}))
-        wait_until(lambda: events_in(holdfast.state / "holdfast.db"), "events are recorded")
+        wait_until(lambda: waiting_events(holdfast.state), "events are recorded")
         small.fill()
         wait_until(lambda: "disk-refuses" in holdfast.log(), "the disk refuses")
         sigterm(core).assert_clean(holdfast.log())
-
-
-def events_in(database: Path) -> int:
-    """Return how many events wait in the outbox of a running agent."""
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return int(connection.execute("SELECT count(*) FROM events").fetchone()[0])
-    except sqlite3.Error:
-        return 0
