@@ -37,6 +37,8 @@ class DeviceWatch:
         self.retained: dict[str, Any] = {}
         self.history: dict[str, list[str]] = {}
         """Every text of each condition, in order, each change once."""
+        self.agent: subprocess.Popen[bytes] | None = None
+        """Once it has ended, nothing more is waited for."""
         self._changed = threading.Condition()
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.on_connect = lambda client, *_: client.subscribe("holdfast/devices/+/+", qos=1)
@@ -59,8 +61,11 @@ class DeviceWatch:
 
     def wait_for(self, is_so: Callable[[DeviceWatch], object], what: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the device says so; fail with what it said instead."""
+        clock = SystemClock()
+        deadline_s = clock.monotonic() + timeout_s
         with self._changed:
-            happened = self._changed.wait_for(lambda: is_so(self), timeout_s)
+            while not (happened := is_so(self)) and not self._is_over() and clock.monotonic() < deadline_s:
+                self._changed.wait(0.2)
         assert happened, f"{what}: did not happen; the device says {self.retained}, before: {self.history}"
 
     def wait_for_condition(self, name: str, *, having: str = "", timeout_s: float = PATIENCE_S) -> str:
@@ -71,6 +76,9 @@ class DeviceWatch:
 
         self.wait_for(texts, f"condition {name} with {having!r}", timeout_s)
         return texts(self)[-1]
+
+    def _is_over(self) -> bool:
+        return self.agent is not None and self.agent.poll() is not None
 
     def _on_message(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
         what = message.topic.rsplit("/", 1)[-1]
