@@ -14,7 +14,6 @@ import platformdirs
 
 from agent.errors import StateError
 
-
 _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 """What flock(2) and the C runtime of Windows answer where another process has the lock."""
 

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import paho.mqtt.client as mqtt
@@ -24,7 +23,7 @@ from agent.configfile import read
 from agent.paths import open_state
 from simulator.broker import Mosquitto
 from simulator.consumer import Consumer
-from tests.e2e.bad_input.conftest import PATIENCE_S, DeviceWatch, broker_at, family, sigterm, wait_until
+from tests.e2e.bad_input.conftest import PATIENCE_S, DeviceWatch, broker_at, family, sigterm
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Holdfast
@@ -85,3 +84,50 @@ def test_worker_that_hangs_while_a_sensor_floods_it_cannot_block_core(
     plant.disconnect()
     plant.loop_stop()
     sigterm(core).assert_clean(holdfast.log())
+
+
+class ShiftedClock(SystemClock):
+    """The system's clock, with wall time that stands elsewhere and may be moved; monotonic time is real."""
+
+    def __init__(self, moment: datetime) -> None:
+        self.set(moment)
+
+    def set(self, moment: datetime) -> None:
+        self._shift = moment - datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return super().now() + self._shift
+
+
+@pytest.mark.parametrize("year", [1970, 2100])
+def test_events_of_a_device_with_a_wrong_clock_arrive_in_order_and_the_clock_is_said(
+    planned: Holdfast, mosquitto: Mosquitto, watch: Callable[[int], DeviceWatch], year: int
+) -> None:
+    """Boards without a battery wake in 1970; then a time service sets them, and the wall clock jumps, also back."""
+    clock = ShiftedClock(datetime(year, 1, 2, tzinfo=UTC))
+    scene = {**SCENE, "source": "scene://conveyor?fps=10&frames=100"}
+    config = planned.write_config(
+        mqtt=broker_at(mosquitto.port), models={"m": {"bundle": "parcels"}}, cameras={"c": scene}
+    )
+    settings = read(config).settings
+    device = watch(mosquitto.port)
+    core = Core(settings, open_state(settings.state_dir), clock, SystemRandom(), exit_when_finished=True)
+    running = threading.Thread(target=core.run, daemon=True)
+    with Consumer(mosquitto.port) as consumer:
+        running.start()
+        text = device.wait_for_condition("clock-implausible")
+        assert f"the clock says {year}-01-02" in text and "NTP" in text
+        assert consumer.wait_for(5, PATIENCE_S)
+        clock.set(datetime(2026, 11, 20, tzinfo=UTC))
+        device.wait_for(lambda it: "clock-implausible" not in it.conditions, "the clock is right")
+        so_far = len(consumer.account.ids)
+        assert consumer.wait_for(so_far + 5, PATIENCE_S)
+        clock.set(datetime(2026, 11, 20, tzinfo=UTC) - timedelta(hours=1))
+        running.join(PATIENCE_S)
+        assert not running.is_alive()
+        consumer.settle(0.5)
+    account = consumer.account
+    seqs = account.seqs["c"]
+    assert seqs == list(range(1, len(seqs) + 1)) and len(seqs) > 20
+    ids = [event["id"] for event in account.events]
+    assert all(earlier < later for earlier, later in pairwise(ids)), "ids rise, whatever the clock does"
