@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 WORKERS_GRACE_S = 0.8
 """With the link's farewell (1 s at most), core is gone within 2 s of SIGTERM."""
 LAST_WORDS_S = 0.3
+PREPARATION_GRACE_S = 0.2
+"""It sees the word to stop every 50 ms, and kills its child."""
 STATUS_PERIOD_S = 1.0
 METRICS_PERIOD_S = 60.0
 EARLIEST_PLAUSIBLE_YEAR = 2025
@@ -170,9 +172,11 @@ class Core:
 
     def _finish(self) -> None:
         """Workers first, so that what they still say is recorded; then the outbox; the farewell to the broker last."""
-        self._workers.stop(WORKERS_GRACE_S)
         if self._preparation:
             self._preparation.stop()
+        self._workers.stop(WORKERS_GRACE_S)
+        if self._preparation:
+            self._preparation.join(PREPARATION_GRACE_S)
         self._take_last_words()
         self._bid_farewell()
         self._refresh_status()

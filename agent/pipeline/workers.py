@@ -133,7 +133,7 @@ class Workers:
         return min((worker.wake_s for worker in self._workers.values() if worker.wake_s is not None), default=None)
 
     def send_payload(self, pipeline: str, at: datetime, payload: bytes) -> None:
-        """Hand what came on a sensor's topic to the worker that wants it. Lost where that is not running."""
+        """Hand what came on a sensor's topic to the worker that wants it. Lost where that is not running, or hangs."""
         for worker in self._workers.values():
             if worker.child is not None and any(pipeline == each.name for each in worker.job.pipelines):
                 worker.child.send(payload_message(pipeline, at.isoformat(), payload))
