@@ -86,13 +86,17 @@ class Consumer:
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self.subscribed.set()
         self._client.on_message = self._on_message
-        self._client.reconnect_delay_set(1, 1)
+        self.reconnect_after(1.0)
         options: dict[str, Any] = {}
         if is_v5:
             options["clean_start"] = False
             options["properties"] = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             options["properties"].SessionExpiryInterval = 3600
         self._client.connect_async(host, port, keepalive=10, **options)
+
+    def reconnect_after(self, delay_s: float) -> None:
+        """Set how long it stays away after it lost the broker, and between attempts."""
+        self._client.reconnect_delay_set(delay_s, delay_s)  # type: ignore[arg-type]  # it only adds it to the time
 
     def __enter__(self) -> Self:
         self._client.loop_start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -55,6 +56,7 @@ class Device:
         self.audit = Audit(self.paths)
         self.tally = Tally()
         self.broker_is_up = True
+        self._absences_s = itertools.cycle((3.0, 0.1, 1.0))
         self._clock = SystemClock()
         self._core: subprocess.Popen[bytes] | None = None
 
@@ -167,9 +169,11 @@ class Device:
             self.chance.choice(workers).kill()
         return bool(workers)
 
-    def _kill_broker(self, _consumer: Consumer) -> bool:
+    def _kill_broker(self, consumer: Consumer) -> bool:
+        """The consumer comes back before the device or after it: then the first events find nobody."""
         if not self.broker_is_up:
             return False
+        consumer.reconnect_after(next(self._absences_s))
         self.broker.kill()
         self.broker_is_up = False
         self.tally.in_flight_at_most += WINDOW
