@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 WORKERS_GRACE_S = 0.8
 """With the link's farewell (1 s at most), core is gone within 2 s of SIGTERM."""
+LAST_WORDS_S = 0.3
 STATUS_PERIOD_S = 1.0
 METRICS_PERIOD_S = 60.0
 EARLIEST_PLAUSIBLE_YEAR = 2025
@@ -172,16 +173,21 @@ class Core:
         self._workers.stop(WORKERS_GRACE_S)
         if self._preparation:
             self._preparation.stop()
-        self._take_waiting_notes()
+        self._take_last_words()
         self._bid_farewell()
         self._refresh_status()
         self._outbox.close(self._clock.monotonic())
         if self._link:
             self._link.stop()
 
-    def _take_waiting_notes(self) -> None:
-        while not self._notes.empty():
-            note = self._notes.get()
+    def _take_last_words(self) -> None:
+        """Record what the workers said to their end. A killed one's pipe is drained in a moment, or never."""
+        until_s = self._clock.monotonic() + LAST_WORDS_S
+        while not (self._workers.have_ended and self._notes.empty()) and self._clock.monotonic() < until_s:
+            try:
+                note = self._notes.get(timeout=0.05)
+            except queue.Empty:
+                continue
             if isinstance(note, WorkerNote):
                 self._deal_with(note)
 

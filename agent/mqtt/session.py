@@ -185,7 +185,7 @@ class Session:
     # -- paho's thread ------------------------------------------------------------------------------------------
 
     def _on_socket_open(self, _client: object, _data: object, _socket: object) -> None:
-        """Called between TCP (or TLS) and CONNECT: a link that was stopped meanwhile must not take over its client id."""
+        """Called between TCP (or TLS) and CONNECT: a link that was stopped must not take over its client id."""
         if self._is_aborted:
             raise OSError("the link was stopped")
 

@@ -9,7 +9,7 @@ from agent.health.conditions import Severity
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Send one event at QoS 1, not retained, to the topic of its pipeline, and report the broker's answer with `seq`."""
+    """Send one event at QoS 1, not retained, to its pipeline's topic, and report the broker's answer with `seq`."""
 
     seq: int
     pipeline: str

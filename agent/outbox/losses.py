@@ -1,4 +1,4 @@
-"""The book of losses: counted by pipeline and cause, saved with the transaction that caused them, reported until delivered."""
+"""The book of losses: counted by pipeline and cause, saved with what caused them, reported until delivered."""
 
 from __future__ import annotations
 

@@ -170,10 +170,15 @@ class Workers:
         expected = {pipeline.name for worker in self._workers.values() for pipeline in worker.job.pipelines}
         return expected <= {name for name, beat in self.beats() if beat["source"] == "finished"}
 
+    @property
+    def have_ended(self) -> bool:
+        """Whether no child is left and everything that they said was dealt with."""
+        return all(worker.child is None for worker in self._workers.values())
+
     def stop(self, grace_s: float = 1.5) -> None:
         """End every worker: all are asked at once, share the grace time, and are then killed.
 
-        What they still say is posted as ever; take the notes after this call to lose nothing.
+        What they still say is posted as ever: to lose nothing, deal with notes until `have_ended`.
         """
         children = []
         for worker in self._workers.values():

@@ -2,7 +2,7 @@
 
 In this order: YAML with positions (`agent.yamlfile`); overrides from the environment (`HOLDFAST__MQTT__HOST=…`);
 `${NAME}` in values; relative paths taken from the file's folder; types and unknown keys; what must agree across keys
-(`agent.configcheck`). All problems of a step are reported together. Secrets are remembered so that they can be masked.
+(`agent.config.crosschecks`). All problems of a step are reported together. Secrets are remembered so that they can be masked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import platformdirs
 
-from agent import configcheck, yamlfile
+from agent import yamlfile
+from agent.config import crosschecks
 from agent.errors import ConfigurationError, Problem
 from agent.resources import shipped_bundle
 from agent.settings import Settings
@@ -104,7 +105,7 @@ def _interpret(document: Document, path: Path, environment: Mapping[str, str], *
     def place(key: KeyPath) -> str:
         return reader.origins.get(key) or yamlfile.where(document.positions, key, name)
 
-    found = configcheck.check(settings, place, for_run=for_run)
+    found = crosschecks.check(settings, place, for_run=for_run)
     if found.errors:
         raise ConfigurationError(found.errors)
     origins = {key: place(key) for key in [*document.positions, *reader.origins] if key}
