@@ -42,7 +42,8 @@ class Tally:
 
     kills: Counter[str] = field(default_factory=Counter)
     in_flight_at_most: int = 0
-    orphans: int = 0
+    orphans: Counter[str] = field(default_factory=Counter)
+    """Children that core left behind when it was killed, by role."""
     longest_orphan_s: float = 0.0
 
 
@@ -51,6 +52,7 @@ class Device:
 
     def __init__(self, holdfast: Holdfast, broker: Mosquitto, *, delivery: str = "broker", seed: int = 0) -> None:
         self.holdfast, self.broker, self.delivery, self.chance = holdfast, broker, delivery, random.Random(seed)
+        self.has_cameras = True
         self.paths = StatePaths(holdfast.state)
         os.environ[MARK] = str(holdfast.folder)
         self.audit = Audit(self.paths)
@@ -63,12 +65,12 @@ class Device:
     # -- life -------------------------------------------------------------------------------------------------------
 
     def write_config(self, *, ends: bool, with_broker: bool = True) -> Path:
-        """Two cameras on one model and a sensor on another; `ends`: sources that end by themselves."""
+        """Two cameras on one model (unless told otherwise) and a sensor on another; `ends`: the sources do, by themselves."""
         frames, seconds = ("&frames=3", "&seconds=0.5") if ends else ("", "")
         rules = {"all": {"when": "detect"}, "parcel": {"when": "track"}}
         cameras: dict[str, Any] = {
             name: {"source": f"scene://conveyor?seed={seed}&fps=8{frames}", "model": "parcels", "rules": rules}
-            for seed, name in enumerate(("north", "south"))
+            for seed, name in enumerate(("north", "south") if self.has_cameras else ())
         }
         # A sound bearing scores about 1: a threshold there makes the rule speak every second or so.
         wobble = {"wobble": {"when": "level", "above": 1.0, "below": 0.95}}
@@ -78,7 +80,7 @@ class Device:
             **({"mqtt": broker} if with_broker else {}),
             device={"name": "victim"},
             outbox={"delivery": self.delivery, "consumer_timeout_s": 2},
-            models={"parcels": {"bundle": "parcels"}, "bearing": {"bundle": "bearing"}},
+            models={"bearing": {"bundle": "bearing"}, **({"parcels": {"bundle": "parcels"}} if cameras else {})},
             cameras=cameras,
             sensors={"motor": motor},
         )
@@ -138,6 +140,7 @@ class Device:
         self._assert_core_runs()
         assert self._core is not None
         orphans = [process for process in self._processes() if process.pid != self._core.pid]
+        self.tally.orphans.update(_role(process) for process in orphans)
         self._core.kill()
         self._core.wait()
         return orphans
@@ -147,11 +150,15 @@ class Device:
         killed_s = self._clock.monotonic()
         self._look_at_the_dead(consumer)
         self.start()
-        alive = psutil.wait_procs(orphans, ORPHANS_GONE_WITHIN_S)[1]
-        assert not alive, f"orphans after core was killed: {alive}"
-        self.tally.orphans += len(orphans)
+        self.assert_gone(orphans)
         self.tally.longest_orphan_s = max(self.tally.longest_orphan_s, self._clock.monotonic() - killed_s)
         return True
+
+    @staticmethod
+    def assert_gone(orphans: list[psutil.Process]) -> None:
+        """Give them a moment to notice that nobody is left to work for."""
+        alive = psutil.wait_procs(orphans, ORPHANS_GONE_WITHIN_S)[1]
+        assert not alive, f"orphans after core was killed: {alive}"
 
     def _look_at_the_dead(self, consumer: Consumer) -> None:
         """What has left the disk is at the consumer already, if it is the consumer's word that removes it."""
