@@ -65,8 +65,8 @@ def make_device(holdfast: Holdfast, mosquitto: Mosquitto, measured_state: Path) 
 @pytest.mark.parametrize(
     ("delivery", "targets", "kills"),
     [
-        pytest.param("consumer", ("core", "worker", "broker"), 200 if IS_SOAK else 12, id="consumer"),
-        pytest.param("broker", ("core", "worker"), 200 if IS_SOAK else 10, id="broker"),
+        pytest.param("consumer", ("core", "worker", "broker"), 200 if IS_SOAK else 11, id="consumer"),
+        pytest.param("broker", ("core", "worker"), 200 if IS_SOAK else 9, id="broker"),
     ],
 )
 def test_every_recorded_event_arrives_in_order_whatever_is_killed(
@@ -134,7 +134,7 @@ def test_core_killed_over_and_over_while_it_starts_for_the_first_time_starts_in_
     seed = int(os.environ.get("HOLDFAST_SEED") or secrets.randbelow(1_000_000))
     device = Device(holdfast, mosquitto, seed=seed)
     device.has_cameras = False  # one small model: its plan is measured in a few seconds
-    for number in range(40 if IS_SOAK else 8):
+    for number in range(40 if IS_SOAK else 6):
         if number % 2 == 0:  # every second start finds what the one before left half made
             shutil.rmtree(holdfast.state, ignore_errors=True)
         device.start()
