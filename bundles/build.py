@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 MAX_SHIPPED_GOLDEN = 8
 """All golden samples judge the variants; this many, spread evenly, go to the device for its trial."""
 
+HOLD_OUT_EVERY = 5
+HOLD_OUT_FROM = 20
+"""A user with one folder of pictures: from this many on, every fifth is held out to judge by."""
+
 _PARITY_SAMPLES = 4
 
 Progress = Callable[[str], None]
@@ -148,6 +152,7 @@ class _Build:
         self._reference: list[Answer] = []
         self._shipped_golden: list[GoldenSample] = []
         self._calibration: list[SampleFile] = []
+        self._held_out: tuple[str, ...] = ()
         self._parity = 0.0
 
     def add_fp32(self) -> None:
@@ -199,7 +204,7 @@ class _Build:
             source_bytes=self._shipped.path.stat().st_size,
             variants=tuple(self._reports),
             repairs=self._repaired.repairs,
-            assumptions=self._semantics.assumptions + self._warnings(),
+            assumptions=self._semantics.assumptions + self._held_out + self._warnings(),
             golden_count=len(self._golden),
             parity=self._parity,
         )
@@ -209,6 +214,13 @@ class _Build:
             self._golden = list_golden(self._recipe.golden, self._semantics.input, self._semantics.decoder)
         if self._recipe.calibration:
             self._calibration = list_samples(self._recipe.calibration, self._semantics.input)
+        if not self._recipe.golden and len(self._calibration) >= HOLD_OUT_FROM:
+            self._golden = self._calibration[::HOLD_OUT_EVERY]
+            self._calibration = [each for each in self._calibration if each not in self._golden]
+            self._held_out = (
+                f"no golden folder was named: {len(self._golden)} of the calibration samples judge the variants instead, "
+                "and calibrate nothing",
+            )
 
     def _require_samples(self, name: VariantName) -> None:
         """Say what is missing before minutes are spent."""

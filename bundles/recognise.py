@@ -153,7 +153,16 @@ def _question(tensors: Tensors, found: Sequence[Recognised]) -> BundleError:
             where=tensors.where,
             hint=f"which one made them? say `model_type: {found[0].model_type}` under `decoder`, or --model-type",
         )
-    reasons = "; ".join(f"{name}: {misfit(name, tensors.inputs, tensors.outputs)}" for name in MISFITS)
+    misfits = {name: misfit(name, tensors.inputs, tensors.outputs) for name in MISFITS}
+    if near := [name for name, reason in misfits.items() if reason is None]:
+        return BundleError(
+            f"the outputs {outputs} have the layout of `{near[0]}`, but not one box for each cell of strides 8, 16 and 32, as "
+            "its usual exports have; a relative with anchors or an object score looks like this too",
+            where=tensors.where,
+            hint=f"are the rows 4 box numbers and then one score for each class? then say --model-type {near[0]}, or "
+            f"`model_type: {near[0]}` under `decoder`",
+        )
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in misfits.items())
     return BundleError(
         f"the outputs {outputs} fit no decoder ({reasons})",
         where=tensors.where,

@@ -101,7 +101,7 @@ def demo_settings(port: int, bundle: str, video: Path | None, *, with_sensor: bo
         }
     settings: dict[str, Any] = {
         "device": {"name": "demo-box"},
-        "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 5},
+        "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 5, "protocol": "3.1.1"},  # all that amqtt speaks
         "models": {"camera-model": {"bundle": bundle}},
         "cameras": {"camera": camera},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.health.conditions import Severity
+from agent.health.conditions import ClearCondition, SetCondition
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +24,6 @@ class Delete:
     """Take delivered events out of the store. The outbox does this itself; core never sees it."""
 
     seqs: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SetCondition:
-    """Raise or update a named condition."""
-
-    name: str
-    severity: Severity
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClearCondition:
-    """End a named condition; one that does not hold is no error."""
-
-    name: str
 
 
 Action = Publish | SetCondition | ClearCondition

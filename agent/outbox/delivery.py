@@ -28,7 +28,8 @@ from typing import Literal, Protocol
 
 from agent.backoff import Backoff
 from agent.clock import Random
-from agent.outbox.actions import ClearCondition, Delete, Publish, SetCondition
+from agent.health.conditions import ClearCondition, SetCondition
+from agent.outbox.actions import Delete, Publish
 from agent.outbox.envelope import mark_replayed
 from agent.outbox.reasons import denial_advice
 from agent.outbox.store import Stored

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agent.outbox.actions import Action, ClearCondition, SetCondition
+from agent.health.conditions import ClearCondition, SetCondition
+from agent.outbox.actions import Action
 from agent.outbox.envelope import LossReport
 from agent.outbox.settings import OutboxSettings
 from agent.outbox.store import Loss

@@ -15,8 +15,9 @@ from typing import Any
 
 from agent.clock import Random
 from agent.errors import StateError
+from agent.health.conditions import ClearCondition, SetCondition
 from agent.outbox import quota
-from agent.outbox.actions import Action, ClearCondition, Delete, SetCondition
+from agent.outbox.actions import Action, Delete
 from agent.outbox.damage import DamagedDatabaseError, Recovery
 from agent.outbox.delivery import Delivery, Step
 from agent.outbox.envelope import Envelope, ModelInfo

@@ -13,11 +13,12 @@ import paho.mqtt.client as paho
 import pytest
 
 from agent.clock import SystemClock, SystemRandom
+from agent.health.conditions import ClearCondition, SetCondition
 from agent.mqtt.link import Link
 from agent.mqtt.messages import Connected, ConnectFailed, Disconnected, MessageArrived, PublishAcknowledged
 from agent.mqtt.settings import MqttSettings
 from agent.mqtt.topics import Topics
-from agent.outbox.actions import ClearCondition, Publish, SetCondition
+from agent.outbox.actions import Publish
 from agent.outbox.envelope import CONTENT_TYPE, Envelope
 from agent.outbox.outbox import Outbox
 from agent.outbox.settings import OutboxSettings

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent.outbox.actions import Action, ClearCondition, Publish, SetCondition
+from agent.health.conditions import ClearCondition, SetCondition
+from agent.outbox.actions import Action, Publish
 from agent.outbox.envelope import Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.settings import OutboxSettings

@@ -141,7 +141,7 @@ class World(RuleBasedStateMachine):
         self.denied.clear()
         self.bench.commit()
         self.connect(65535)
-        for _ in range(200):
+        for _ in range(5_000):  # one a round, where the window is one
             self.broker_takes(10_000)
             self.broker_answers(10_000)
             if self.mode == "consumer":
