@@ -106,6 +106,7 @@ class Device:
     def drain(self) -> Findings:
         """Stop core politely, let everything that waits leave, and return what the auditor has."""
         self.stop()
+        self._count_in_flight(self.audit.read())  # it does not wait for the broker's last words either
         self._run_to_the_end(timeout_s=60)
         return self.audit.read()
 
@@ -163,7 +164,7 @@ class Device:
     def _look_at_the_dead(self, consumer: Consumer) -> None:
         """What has left the disk is at the consumer already, if it is the consumer's word that removes it."""
         found = self.audit.read()
-        self.tally.in_flight_at_most += min(WINDOW, len(found.waiting))
+        self._count_in_flight(found)
         if self.delivery == "consumer":
             gone = [event for event in found.recorded if event[0] not in found.waiting]
             vanished = [event for event in gone if event[2] not in consumer.account.ids]
@@ -187,6 +188,10 @@ class Device:
         return True
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _count_in_flight(self, found: Findings) -> None:
+        """What was sent and not gone from the disk when a connection ended may come again."""
+        self.tally.in_flight_at_most += min(WINDOW, len(found.waiting))
 
     def _run_to_the_end(self, *, timeout_s: float, with_broker: bool = True) -> None:
         config = self.write_config(ends=True, with_broker=with_broker)
