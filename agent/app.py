@@ -304,10 +304,15 @@ class Core:
     def _run_model(self, prepared: Prepared) -> None:
         model, plan, manifest = prepared.model, prepared.plan, prepared.bundle.manifest
         self._conditions.clear(f"model-unusable/{model}")
-        self._reporter.update_model(
-            model, plan=plan, trying=None, outcomes=plan.outcomes, plan_is_stored=prepared.was_stored
-        )
         chosen = plan.chosen
+        self._reporter.update_model(
+            model,
+            plan=plan,
+            plan_is_stored=prepared.was_stored,
+            trying=None,
+            outcomes=plan.outcomes,
+            variant=manifest.variant(chosen.variant),
+        )
         self._model_info[model] = ModelInfo(
             manifest.name, manifest.version, prepared.bundle.digest, chosen.variant, chosen.provider
         )

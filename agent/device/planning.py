@@ -183,7 +183,7 @@ def still_holds(plan: Plan, profile: Profile, found: Sequence[Candidate]) -> boo
 
 
 def rank(measured: Sequence[tuple[Candidate, Measurement]]) -> list[tuple[Candidate, Measurement]]:
-    """Return candidates best first: of the equally fast ones the one with the least CPU (a tie: fewer threads), the rest by p99."""
+    """Return candidates best first: the equally fast ones by CPU (a tie: by threads), then the rest by p99."""
     limit_p99 = _still_equal(min(measurement.p99_ms for _, measurement in measured))
     fast = [measurement.cpu_ms_per_run for _, measurement in measured if measurement.p99_ms <= limit_p99]
     limit_cpu = _still_equal(min(fast))

@@ -288,3 +288,35 @@ def test_broker_alone_is_enough_for_commands_that_only_listen(read, file):
     """`events tail` on a laptop has no bundle."""
     file.write_text("mqtt: {host: b}\nmodels: {m: {bundle: ./elsewhere}}\n")
     assert configfile.read(file, {}, for_run=False).settings.mqtt.host == "b"
+
+
+def test_what_does_not_agree_is_listed_beside_what_is_invalid(tmp_path):
+    """A person who mends one list of problems must not be met by the next."""
+    file = tmp_path / "holdfast.yaml"
+    file.write_text(
+        "mqtt: {hots: broker, tls: {cert: /nowhere.pem}}\n"
+        "outbox: {when_full: explode}\n"
+        "models: {m: {bundle: nowhere}}\n"
+        "cameras:\n"
+        "  door: {source: usb:0, model: n, ruels: {}}\n"
+        "  gate: {source: usb:1, model: n, fps: fast}\n"
+        "  yard: {source: usb:2, model: n}\n"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        configfile.read(file, {})
+    assert [problem.key for problem in caught.value.problems] == [
+        "mqtt.host", "mqtt.hots", "outbox.when_full", "cameras.door.ruels", "cameras.gate.fps",
+        "models.m.bundle", "cameras.yard.model",
+    ]  # fmt: skip
+
+
+def test_nothing_is_said_that_only_follows_from_another_problem(tmp_path):
+    """A camera that cannot be read is not "no camera", and a model with a bad key is not "no such model"."""
+    file = tmp_path / "holdfast.yaml"
+    file.write_text(
+        "models: {m: {bundle: 3}, n: {bundle: parcels}}\n"
+        "cameras: {door: {source: usb:0, model: m, fps: -1}, gate: {source: usb:1, model: m}}\n"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        configfile.read(file, {})
+    assert sorted(problem.key for problem in caught.value.problems) == ["cameras.door.fps", "models.m.bundle"]

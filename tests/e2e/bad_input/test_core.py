@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import paho.mqtt.client as mqtt
 import psutil
 import pytest
-from agent.configfile import read
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.app import Core
 from agent.clock import SystemClock, SystemRandom
+from agent.config.file import read
 from agent.paths import open_state
 from simulator.broker import Mosquitto
 from simulator.consumer import Consumer

@@ -100,14 +100,14 @@ def test_everything_wrong_in_a_configuration_is_said_at_once(holdfast: Holdfast,
         "mqtt: {hots: broker, port: 99999}\n"
         "outbox: {when_full: explode}\n"
         "models:\n  m: {bundle: nowhere}\n"
-        "cameras:\n  door: {source: usb:0, model: n, ruels: {}}\n"
+        "cameras:\n  door: {source: usb:0, model: m, ruels: {}}\n  gate: {source: usb:1, model: n}\n"
     )
     wrong = (
         "mqtt.hots",
         "mqtt.port",
         "outbox.when_full",
         "models.m.bundle",
-        "cameras.door.model",
+        "cameras.gate.model",
         "cameras.door.ruels",
     )
     for command in (("config", "check", config), ("run", "--config", config), ("doctor", "--config", config)):
