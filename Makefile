@@ -4,13 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: demo test bench lint types format imports freeze check-frozen resolve pins bundles clean
+.PHONY: demo test soak bench lint types format imports freeze check-frozen resolve pins bundles clean
 
 demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 	$(BIN)/holdfast demo $(ARGS)
 
 test: $(VENV)/.dev lint types imports ## Everything that CI checks
 	$(BIN)/pytest $(ARGS)
+
+soak: $(VENV)/.dev ## 200 + 200 times kill -9, about half an hour
+	HOLDFAST_SOAK=1 $(BIN)/pytest tests/e2e/test_kill.py -s $(ARGS)
 
 bench: $(VENV)/.dev ## Ratios against peers and ceilings, as one table
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -25,10 +25,14 @@ class Account:
     seqs: dict[str, list[int]] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
     duplicates: int = 0
+    altered: int = 0
+    """Duplicates that said something else than the first time, `data.replayed` apart: must never happen."""
     clashes: int = 0
-    """Two different events with the same number: must never happen."""
+    """Two different events of a device with the same number: must never happen."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """Each event once, in order of first arrival."""
+    _by_number: dict[tuple[str, int], int] = field(default_factory=dict, repr=False)
+    """Device and number → where the event stands in `events`."""
 
     @property
     def out_of_order(self) -> int:
@@ -37,16 +41,22 @@ class Account:
 
     def add(self, event: dict[str, Any]) -> None:
         """Take one event into the account."""
+        _, _, device, _, pipeline = event["source"].split("/", 4)
+        seq = event["data"]["seq"]
+        known = self._by_number.setdefault((device, seq), len(self.events))
         if event["id"] in self.ids:
             self.duplicates += 1
+            self.altered += known == len(self.events) or _content(self.events[known]) != _content(event)
             return
-        pipeline = event["source"].rsplit("/", 1)[-1]
-        known = self.seqs.setdefault(pipeline, [])
-        if event["data"]["seq"] in known[-1000:]:
-            self.clashes += 1
+        self.clashes += known < len(self.events)
         self.ids.add(event["id"])
-        known.append(event["data"]["seq"])
+        self.seqs.setdefault(pipeline, []).append(seq)
         self.events.append(event)
+
+
+def _content(event: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be equal in every copy of an event."""
+    return {**event, "data": {**event["data"], "replayed": None}}
 
 
 class Consumer:
@@ -76,13 +86,17 @@ class Consumer:
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self.subscribed.set()
         self._client.on_message = self._on_message
-        self._client.reconnect_delay_set(1, 1)
+        self.reconnect_after(1.0)
         options: dict[str, Any] = {}
         if is_v5:
             options["clean_start"] = False
             options["properties"] = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             options["properties"].SessionExpiryInterval = 3600
         self._client.connect_async(host, port, keepalive=10, **options)
+
+    def reconnect_after(self, delay_s: float) -> None:
+        """Set how long it stays away after it lost the broker, and between attempts."""
+        self._client.reconnect_delay_set(delay_s, delay_s)  # type: ignore[arg-type]  # it only adds it to the time
 
     def __enter__(self) -> Self:
         self._client.loop_start()
