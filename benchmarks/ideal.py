@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import queue
-import resource
 import sys
 import threading
 import time
@@ -21,6 +20,8 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from agent.trial.usage import peak_rss_bytes
 
 Array = NDArray[np.float32]
 SIZE = (320, 240)
@@ -118,7 +119,7 @@ def main() -> None:
         "cpu_ms_per_frame": cpu / len(ages) * 1000,
         "p50_ms": p50,
         "p99_ms": p99,
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mb": peak_rss_bytes() / 2**20,
     }
     print(json.dumps({name: round(float(value), 3) for name, value in figures.items()}))
 

@@ -20,7 +20,7 @@ from typing import Literal
 from agent.backoff import Backoff
 from agent.clock import Random
 from agent.errors import BundleError, OperatorError
-from agent.health.conditions import Severity
+from agent.health.conditions import ClearCondition, SetCondition, Severity
 from agent.log import mask_url
 from agent.pipeline.messages import Beat, Failed, PipelineBeat
 
@@ -54,22 +54,6 @@ class Kill:
     """Kill the worker."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SetCondition:
-    """Raise or update a condition."""
-
-    name: str
-    severity: Severity
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClearCondition:
-    """End a condition."""
-
-    name: str
 
 
 @dataclass(frozen=True, slots=True)

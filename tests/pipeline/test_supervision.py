@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import BundleError, CandidateError
-from agent.pipeline.supervision import ClearCondition, Kill, Limits, SetCondition, Start, Supervisor, WakeAt, exit_text
+from agent.health.conditions import ClearCondition, SetCondition
+from agent.pipeline.supervision import Kill, Limits, Start, Supervisor, WakeAt, exit_text
 from simulator.clock import SeededRandom, VirtualClock
 
 DOWN = "worker-down/m"

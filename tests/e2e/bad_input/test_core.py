@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.app import Core
 from agent.clock import SystemClock, SystemRandom
-from agent.configfile import read
+from agent.config.file import read
 from agent.paths import open_state
 from simulator.broker import Mosquitto
 from simulator.consumer import Consumer

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import configfile, configview
-from agent.configfile import Configuration
+from agent.config import file as configfile
+from agent.config import view
+from agent.config.file import Configuration
 from agent.errors import ConfigurationError, Problem
 
 MINIMAL = """\
@@ -118,7 +119,7 @@ def test_override_wins_keeps_its_origin_and_its_type(read):
     assert (mqtt.host, mqtt.port, mqtt.password.get_secret_value()) == ("other.lan", 1999, "12345")
     assert configuration.settings.cameras["door"].labels == ("person", "car")
     assert configuration.settings.cameras["door"].repeat is True
-    origins = {value.key: value.origin for value in configview.effective(configuration)}
+    origins = {value.key: value.origin for value in view.effective(configuration)}
     assert origins["mqtt.host"] == "HOLDFAST__MQTT__HOST"
     assert origins["mqtt.user"].endswith("holdfast.yaml:3:26")
     assert origins["mqtt.keepalive_s"] == "default"
@@ -152,7 +153,7 @@ def test_no_secret_is_ever_shown(read):
         + "  side: {source: 'rtsp://a:inline@h/${API_TOKEN}', model: people}\n"
     )
     configuration = read(text, SECRETS | {"API_TOKEN": "tok-77"})
-    shown = str([value.to_json() for value in configview.effective(configuration)])
+    shown = str([value.to_json() for value in view.effective(configuration)])
     for secret in ("hunter2", "s3cret!", "abc", "inline", "tok-77"):
         assert secret not in shown
     assert "rtsp://u:***@10.0.0.5/sub?token=***&x=1" in shown

@@ -2,7 +2,7 @@
 
 In this order: YAML with positions (`agent.yamlfile`); overrides from the environment (`HOLDFAST__MQTT__HOST=…`);
 `${NAME}` in values; relative paths taken from the file's folder; types and unknown keys; what must agree across keys
-(`agent.configcheck`). All problems of a step are reported together, and those of
+(`agent.config.crosschecks`). All problems of a step are reported together, and those of
 the last two steps too. Secrets are remembered so that they can be masked.
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 import platformdirs
 from pydantic import ValidationError
 
-from agent import configcheck, yamlfile
+from agent import yamlfile
+from agent.config import crosschecks
 from agent.errors import ConfigurationError, Problem
 from agent.resources import shipped_bundle
 from agent.settings import Settings
@@ -112,14 +113,14 @@ def _interpret(document: Document, path: Path, environment: Mapping[str, str], *
     except ConfigurationError as error:
         more = _problems_of_the_rest(document.data, place, for_run=for_run)
         raise ConfigurationError(list(dict.fromkeys([*error.problems, *more]))) from error
-    found = configcheck.check(settings, place, for_run=for_run)
+    found = crosschecks.check(settings, place, for_run=for_run)
     if found.errors:
         raise ConfigurationError(found.errors)
     origins = {key: place(key) for key in [*document.positions, *reader.origins] if key}
     return Configuration(settings, path, origins, frozenset(reader.secrets), tuple(found.warnings))
 
 
-def _problems_of_the_rest(data: Mapping[str, Any], place: configcheck.Place, *, for_run: bool) -> list[Problem]:
+def _problems_of_the_rest(data: Mapping[str, Any], place: crosschecks.Place, *, for_run: bool) -> list[Problem]:
     """Return what does not agree among those values of a file that are valid, so that a person learns all at once.
 
     A bad key or value takes its whole camera, sensor, model or section along: what would be said of the rest of that might
@@ -141,7 +142,7 @@ def _problems_of_the_rest(data: Mapping[str, Any], place: configcheck.Place, *, 
         settings = Settings.model_validate(rest)
     except ValidationError:
         return []
-    found = configcheck.check(settings, place, for_run=for_run).errors
+    found = crosschecks.check(settings, place, for_run=for_run).errors
     has_lost_pipelines = bool(removed & {"cameras", "sensors"})
     return [
         problem
