@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line, or the child role named by `child ROLE`."""
     if sys.argv[1:2] == ["child"]:
-        run_child(sys.argv[2])
+        run_child(" ".join(sys.argv[2:3]))
     else:
         from agent.cli.main import main as command_line
 
@@ -27,7 +27,8 @@ def run_child(role: str) -> None:
         case "look":
             from agent.sources.look import main as run
         case _:
-            sys.exit(f"unknown child role {role!r}")
+            sys.stderr.write(f"unknown child role {role!r}: `child` is how holdfast starts its own processes\n")
+            sys.exit(2)
     run()
 
 

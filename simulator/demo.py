@@ -44,11 +44,13 @@ SHORTEST_WITH_OUTAGE_S = 10.0
 @app.callback(invoke_without_command=True)
 def demo(
     seconds: Annotated[
-        float | None, typer.Option(help="Seconds to run once the plan is measured; else until Ctrl-C.")
+        float | None, typer.Option(min=0, help="Seconds to run once the plan is measured; else until Ctrl-C.")
     ] = None,
-    video: Annotated[Path | None, typer.Option(help="A video file instead of the generated camera.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(exists=True, help="A video file instead of the generated camera.")
+    ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="An .onnx file, or a built bundle's folder, instead of our own.")
+        Path | None, typer.Option(exists=True, help="An .onnx file, or a built bundle's folder, instead of our own.")
     ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="Keep state here, so that a second run reuses the plan.")
