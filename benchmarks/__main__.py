@@ -20,8 +20,8 @@ BENCHMARKS: Mapping[str, str] = {
     "latency": "what the pipeline adds to a frame's own work, at a camera's pace",
     "repair": "the built UltraFace against the file as shipped",
     "planning": "the plan's choice against the best found by exhaustive search",
-    "outbox": "recording against raw SQLite, and draining to a real broker",
-    "core": "memory of core with a camera and a broker; its CPU when nothing happens",
+    "outbox": "recording against raw SQLite",
+    "core": "memory of core with a camera and a broker, CPU when nothing happens, draining to a real broker",
     "growth": "a worker's memory over 200,000 frames",
 }
 
@@ -58,7 +58,7 @@ def _measure(name: str, parts: Parts) -> list[Line]:
         found.append(Missing(name, str(error)))
     except Exception as error:  # one benchmark that fails must not take the table with it
         traceback.print_exc()
-        found.append(Missing(name, f"failed: {type(error).__name__}: {error}"))
+        found.append(Missing(name, f"failed with {type(error).__name__}"))
     return found
 
 

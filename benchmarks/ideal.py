@@ -47,6 +47,7 @@ def open_model(path: str, threads: int) -> Callable[[Array], list[Array]]:
     """A session as a careful engineer sets it up: all optimisations, no spinning."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # an old export gives a warning for each of its weights
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -85,7 +85,7 @@ class Missing:
 
     def cells(self) -> tuple[str, ...]:
         """The line as text."""
-        return (self.name, self.why, "", "", "", "not measured")
+        return (self.name, "", self.why.splitlines()[0], "", "", "not measured")
 
 
 Line = Figure | Missing
