@@ -40,7 +40,7 @@ class Pace:
 
 def prepare(frame: NDArray[np.uint8]) -> Array:
     """UltraFace's input from a BGR frame."""
-    return cv2.dnn.blobFromImage(frame, 1 / 128, SIZE, (127, 127, 127), swapRB=True)
+    return cv2.dnn.blobFromImage(frame, 1 / 128, SIZE, (127, 127, 127), swapRB=True)  # type: ignore[return-value]
 
 
 def open_model(path: str, threads: int) -> Callable[[Array], list[Array]]:

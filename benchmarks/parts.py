@@ -55,29 +55,31 @@ class Parts:
 
     @cached_property
     def ultraface_variants(self) -> Bundle:
-        """UltraFace with all variants that pass a gate wide enough for every one: the plan needs a choice."""
-        return self._build(ULTRAFACE, "ultraface-variants", labels=("face",), calibration=self.pictures, max_drop=1.0)
+        """UltraFace with all variants, under a gate wide enough for every one: the plan needs a choice."""
+        return self._build(ULTRAFACE, "ultraface-variants", labels=("face",), **self._samples)
 
     @cached_property
     def yolox_variants(self) -> Bundle:
         """YOLOX-Nano with all variants."""
         from bundles.labels import NAMED_LABELS
 
-        return self._build(YOLOX, "yolox-variants", labels=NAMED_LABELS["coco"], calibration=self.pictures, max_drop=1.0)
+        return self._build(YOLOX, "yolox-variants", labels=NAMED_LABELS["coco"], **self._samples)
 
     @cached_property
-    def pictures(self) -> Path:
-        """Frames of the video as PNG files, to calibrate INT8 with."""
+    def _samples(self) -> dict[str, object]:
+        """Frames of the video as PNG files: every tenth to calibrate INT8 with, and others to judge it on."""
         import cv2
 
-        folder = self.folder / "pictures"
-        folder.mkdir()
+        folders = {"calibration": self.folder / "calibration", "golden": self.folder / "golden"}
+        for folder in folders.values():
+            folder.mkdir()
         capture = cv2.VideoCapture(str(self.video))
         for number in range(10 * CALIBRATION_FRAMES):
             ok, frame = capture.read()
-            if ok and number % 10 == 0:
-                cv2.imwrite(str(folder / f"{number:04}.png"), frame)
-        return folder
+            name = {0: "calibration", 5: "golden" if number % 50 == 5 else ""}.get(number % 10)
+            if ok and name:
+                cv2.imwrite(str(folders[name] / f"{number:04}.png"), frame)
+        return {**folders, "max_drop": 1.0}
 
     @cached_property
     def mosquitto(self) -> str:
@@ -113,7 +115,8 @@ def machine() -> str:
     import psutil
 
     from agent.device.cpu import read_cpu, usable_cores
-    from agent.device.gathering import SYSTEM_ROOT, this_system
+    from agent.device.gathering import this_system
+    from agent.device.sysfiles import SYSTEM_ROOT
 
     cpu = read_cpu(SYSTEM_ROOT, this_system())
     load = f", load {psutil.getloadavg()[0]:.1f}" if hasattr(psutil, "getloadavg") else ""

@@ -57,9 +57,7 @@ def _lines_of(name: str, bundle: Bundle, parts: Parts) -> Iterator[Line]:
     yield from _compare(name, plan, wanted, found["times_ms"], runs)
 
 
-def _compare(
-    name: str, plan: Plan, wanted: list[Candidate], times_ms: list[list[float]], runs: int
-) -> Iterator[Line]:
+def _compare(name: str, plan: Plan, wanted: list[Candidate], times_ms: list[list[float]], runs: int) -> Iterator[Line]:
     for percent in (50, 99):
         figures = {
             candidate: float(np.percentile(times, percent)) for candidate, times in zip(wanted, times_ms, strict=True)

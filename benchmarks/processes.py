@@ -1,4 +1,4 @@
-"""What the operating system says of a process: peak memory, memory now, CPU time. Linux is asked directly."""
+"""What the operating system says of a process: peak memory, memory now, CPU time. psutil comes late: the peers do without."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 
 def peak_rss_mb(pid: int | str) -> float:
     """Return the largest resident memory of a process that still runs, in MiB.
@@ -20,17 +18,23 @@ def peak_rss_mb(pid: int | str) -> float:
     if sys.platform.startswith("linux"):
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    import psutil
+
     process = psutil.Process(None if pid == "self" else int(pid))
     return float(getattr(process.memory_info(), "peak_wset", process.memory_info().rss)) / 2**20
 
 
 def rss_mb(pid: int) -> float:
     """Return the resident memory of a process now, in MiB."""
+    import psutil
+
     return float(psutil.Process(pid).memory_info().rss) / 2**20
 
 
 def cpu_s(pid: int) -> float:
     """Return the CPU seconds that a process has used so far, to a hundredth."""
+    import psutil
+
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
@@ -38,7 +42,9 @@ def cpu_s(pid: int) -> float:
 def run_module(module: str, *arguments: object, python: str = sys.executable) -> dict[str, Any]:
     """Run `python -m MODULE` and return the JSON of its last line."""
     command = [python, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": _here()})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": _here()}
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
     figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

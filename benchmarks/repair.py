@@ -32,7 +32,8 @@ def lines(parts: Parts) -> Iterator[Line]:
     yield Figure(
         "repaired UltraFace, speed", "runs/s", [1000 / ms for ms in built_ms], Goal("ratio", "≥", 2.5),
         [1000 / ms for ms in shipped_ms], "as shipped",
-        f"{ROUNDS} rounds in turns run by run, {RUNS} runs each; median {median(built_ms):.2f} ms against {median(shipped_ms):.2f} ms",
+        f"{ROUNDS} rounds of {RUNS} runs each, in turns run by run; "
+        f"median {median(built_ms):.2f} ms against {median(shipped_ms):.2f} ms",
     )  # fmt: skip
     largest = max(
         float(np.abs(a - b).max()) for each in inputs for a, b in zip(shipped(each), built(each), strict=True)

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import yaml
 
@@ -18,7 +18,7 @@ STATUS_TIMEOUT_S = 120
 class RunningAgent:
     """One `holdfast run`, a context manager that ends it."""
 
-    def __init__(self, folder: Path, **sections: Any) -> None:
+    def __init__(self, folder: Path, **sections: object) -> None:
         folder.mkdir(exist_ok=True)
         self.state = folder / "state"
         self._config = folder / "holdfast.yaml"

@@ -1,7 +1,7 @@
 """How many frames a second, how much CPU a frame, how much memory: ours against two loops written by hand.
 
-Same model file (UltraFace, repaired), same video, one thread, spinning off; each in a process of its own, in turns. Ours
-is the real worker process with tracking and rules, its events thrown away; the three-thread ideal and the naive loop have neither.
+Same model file (UltraFace, repaired), same video, one thread, spinning off; each in a process of its own, in turns. Ours is
+the real worker process with tracking and rules, its events thrown away; the two loops written by hand have neither.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def lines(parts: Parts) -> Iterator[Line]:
         yield Missing("pipeline vs Roboflow", f"not installed; name its Python in {ROBOFLOW}")
 
 
-def _against_ideal(
-    ours: list[WorkerRun], ideal: list[dict[str, Any]], naive: list[dict[str, Any]]
-) -> Iterator[Line]:
+def _against_ideal(ours: list[WorkerRun], ideal: list[dict[str, Any]], naive: list[dict[str, Any]]) -> Iterator[Line]:
     frames = {run.frames for run in ours} | {int(run["frames"]) for run in (*ideal, *naive)}
     note = f"the same {median(frames):.0f} frames in each" if len(frames) == 1 else f"frames differ: {sorted(frames)}"
     yield Figure(
@@ -73,5 +71,3 @@ def _against_roboflow(ours: list[WorkerRun], roboflow: list[dict[str, Any]]) -> 
         "memory vs Roboflow", "MiB", [run.peak_rss_mb for run in ours], Goal("ratio", "≤", 0.2),
         [run["rss_mb"] for run in roboflow], "InferencePipeline",
     )  # fmt: skip
-
-

@@ -11,7 +11,6 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from agent.bundle.reader import Bundle
 from agent.childprocess import Child, Message
@@ -58,9 +57,11 @@ class WorkerRun:
         return (last - first) / (ended - began)
 
 
-def camera_job(bundle: Bundle, variant: str = "fp32", *, threads: int = 1, beat_s: float = 0.5, **camera: Any) -> Job:
+def camera_job(
+    bundle: Bundle, variant: str = "fp32", *, threads: int = 1, beat_s: float = 0.5, **camera: object
+) -> Job:
     """Return the job of one camera, as core would write it."""
-    settings = CameraSettings(**camera).model_dump(mode="json")
+    settings = CameraSettings.model_validate(camera).model_dump(mode="json")
     candidate = Candidate(CPU, "cpu", variant, threads)
     return Job("model", str(bundle.folder), candidate, (PipelineJob(NAME, "camera", settings),), beat_s)
 
