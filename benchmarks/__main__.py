@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.parts import MissingPartError, Parts, machine
+from benchmarks.parts import MissingPartError, Parts, load, machine
 from benchmarks.table import Line, Missing, render
 
 Measure = Callable[[Parts], Iterable[Line]]
@@ -39,13 +39,13 @@ def main() -> None:
     if unknown := [name for name in chosen.names if name not in BENCHMARKS]:
         parser.error(f"unknown: {', '.join(unknown)}\n{listing}")
     found: list[Line] = []
-    before = machine()
+    before, before_load = machine(), load()
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
         _keep_bytecode(Path(folder))
         parts = Parts(Path(folder), chosen.quick, lambda text: print(f"… {text}", file=sys.stderr, flush=True))
         for name in chosen.names or BENCHMARKS:
             found += _measure(name, parts)
-    print(render(found, before))
+    print(render(found, f"{before}, load {before_load} before and {load()} after"))
 
 
 def _keep_bytecode(folder: Path) -> None:

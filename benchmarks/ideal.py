@@ -71,12 +71,12 @@ def frames(video: str, pace: Pace) -> Iterator[tuple[float, Any]]:
     start = time.perf_counter()
     index = 0
     while index < pace.frames:
-        if pace.fps and (wait := start + index / pace.fps - time.perf_counter()) > 0:
-            time.sleep(wait)
         asked = time.perf_counter()
         ok, frame = capture.read()
         if not ok:
             return
+        if pace.fps and (wait := start + index / pace.fps - time.perf_counter()) > 0:
+            time.sleep(wait)  # a camera's frame is there when it is due, whatever made it
         yield asked, frame
         index += 1
 

@@ -2,7 +2,7 @@
 
 The file plays at its own 10 frames a second, so a frame is captured when it is due. Frame age counts from there to the
 end of emit. The peer is the naive loop at the same pace: prepare, infer and decode outputs of the same frames, from the
-moment the pixels are there.
+moment they are due; the pixels are there by then in both.
 """
 
 from __future__ import annotations

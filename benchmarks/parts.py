@@ -119,9 +119,15 @@ def machine() -> str:
     from agent.device.sysfiles import SYSTEM_ROOT
 
     cpu = read_cpu(SYSTEM_ROOT, this_system())
-    load = f", load {psutil.getloadavg()[0]:.1f}" if hasattr(psutil, "getloadavg") else ""
     return (
         f"{cpu.model}, {usable_cores(cpu)} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"{platform.system()} {platform.machine()}; Python {sys.version.split()[0]}, onnxruntime {ort.__version__}, "
-        f"OpenCV {cv2.__version__}, numpy {np.__version__}{load}"
+        f"OpenCV {cv2.__version__}, numpy {np.__version__}"
     )
+
+
+def load() -> str:
+    """Return how many processes wanted a core over the last minute: more than there are cores means noise."""
+    import psutil
+
+    return f"{psutil.getloadavg()[0]:.1f}"
