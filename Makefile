@@ -36,8 +36,8 @@ check-frozen: ## Run the frozen demo with no Python on the path
 	packaging/check_frozen.sh dist/holdfast
 
 bundles: $(VENV)/.dev ## Build the bundles that ship with Holdfast from their recipes
-	$(BIN)/holdfast bundle build bundles/recipes/parcels --output bundles/recipes/parcels/built --force
-	$(BIN)/holdfast bundle build bundles/recipes/bearing --output bundles/recipes/bearing/built --force
+	$(BIN)/holdfast bundle build bundles/recipes/parcels
+	$(BIN)/holdfast bundle build bundles/recipes/bearing
 
 resolve: $(VENV)/.dev ## Prove that every supported system finds its wheels
 	packaging/resolve.sh

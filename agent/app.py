@@ -7,27 +7,24 @@ SQLite. Core imports neither ONNX Runtime nor OpenCV: what they do happens in ch
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import queue
 import signal
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, TypeAlias
-
-import psutil
 
 from agent.backoff import Backoff
 from agent.clock import Clock, Random, SystemClock, SystemRandom
-from agent.device.plan import Candidate
+from agent.device.plan import Candidate, Outcome
 from agent.device.planstore import PlanStore
-from agent.health.conditions import Conditions
+from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
 from agent.mqtt.link import Link
 from agent.mqtt.messages import Connected, ConnectFailed, Disconnected, LinkMessage, MessageArrived, PublishAcknowledged
 from agent.mqtt.topics import Topics, topic_matches
-from agent.outbox.actions import Action, ClearCondition, Publish, SetCondition
+from agent.outbox.actions import Action, Publish
 from agent.outbox.envelope import Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.store import EventStore
@@ -44,17 +41,20 @@ from agent.preparation import (
     Prepared,
     TrialProgress,
 )
+from agent.reporting import Reporter
 from agent.settings import Settings
-from agent.status import LinkStatus, ModelStatus, OutboxStatus, PipelineStatus, Status
+from agent.status import LinkStatus, Status
 
 log = logging.getLogger(__name__)
 
 WORKERS_GRACE_S = 0.8
 """With the link's farewell (1 s at most), core is gone within 2 s of SIGTERM."""
+LAST_WORDS_S = 0.3
+PREPARATION_GRACE_S = 0.2
+"""It sees the word to stop every 50 ms, and kills its child."""
 STATUS_PERIOD_S = 1.0
-METRICS_PERIOD_S = 60.0
-EARLIEST_PLAUSIBLE_YEAR = 2025
-LATEST_PLAUSIBLE_YEAR = 2099
+NOTES_A_TURN = 256
+"""Then what is due by time gets its turn, however many notes still wait."""
 NOTES_AHEAD = 4096
 """Worker messages that may wait for core: then the workers wait, so that a slow disk does not fill the memory."""
 
@@ -89,7 +89,6 @@ class Core:
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
         self._room = threading.Semaphore(NOTES_AHEAD)
         self._device_id = device_identity(settings.device.name, paths, random)
-        self._started_at = clock.now()
         self._conditions = Conditions(clock)
         self._outbox = Outbox(
             EventStore.open(paths, clock), settings.outbox, Envelope(self._device_id, clock, random), random
@@ -109,19 +108,21 @@ class Core:
         self._pipeline_models = {
             pipeline.name: model for model, pipelines in self._pipelines.items() for pipeline in pipelines
         }
-        self._published: dict[str, bytes] = {}
         self._next_status_s = 0.0
-        self._next_metrics_s = clock.monotonic() + METRICS_PERIOD_S
-        self._process = psutil.Process()
-        self.status = Status(
+        self._reporter = Reporter(
             self._device_id,
-            self._started_at,
-            self._started_at,
-            LinkStatus("connecting" if self._link else "none"),
-            OutboxStatus(),
-            models=tuple(ModelStatus(name, model.bundle) for name, model in settings.models.items()),
+            bundles={name: settings.models[name].bundle for name in self._pipelines},
+            pipelines=self._pipeline_models,
+            conditions=self._conditions,
+            clock=clock,
+            topics=self._topics,
+            link=self._link,
         )
+
+    @property
+    def status(self) -> Status:
         """The newest status, a finished value."""
+        return self._reporter.status
 
     def run(self) -> None:
         """Start everything, work until `stop` is called, and leave nothing behind."""
@@ -140,24 +141,24 @@ class Core:
 
     def _start(self) -> None:
         self._carry_out(self._outbox.start(self._clock.monotonic()))
-        self._check_clock()
         if self._link:
             self._link.start()
-        self._prepare({name: model.bundle for name, model in self._settings.models.items()})
+        self._prepare({name: self._settings.models[name].bundle for name in self._pipelines})
 
     def _work(self) -> bool:
         """Wait for something to happen, deal with all of it, do what is due. Return whether to go on."""
         wakeups = [self._outbox.next_wakeup, self._workers.tick(), self._next_status_s, *self._prepare_again.values()]
         next_s = min(wakeup for wakeup in wakeups if wakeup is not None)
-        try:
+        with contextlib.suppress(queue.Empty):
             note = self._notes.get(timeout=max(0.0, next_s - self._clock.monotonic()))
-            while note is not None:
+            for _ in range(NOTES_A_TURN):
+                if note is None:
+                    return False
                 self._deal_with(note)
                 note = self._notes.get_nowait()
-        except queue.Empty:
-            self._do_what_is_due()
-            return not (self._exit_when_finished and self._is_finished())
-        return False
+            self._deal_with(note)
+        self._do_what_is_due()
+        return not (self._exit_when_finished and self._is_finished())
 
     def _do_what_is_due(self) -> None:
         now_s = self._clock.monotonic()
@@ -165,23 +166,30 @@ class Core:
         self._prepare_what_is_due(now_s)
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + STATUS_PERIOD_S
-            self._refresh_status()
+            self._reporter.refresh(self._workers, self._outbox.stats())
 
     def _finish(self) -> None:
         """Workers first, so that what they still say is recorded; then the outbox; the farewell to the broker last."""
-        self._workers.stop(WORKERS_GRACE_S)
         if self._preparation:
             self._preparation.stop()
-        self._take_waiting_notes()
+        self._workers.stop(WORKERS_GRACE_S)
+        if self._preparation:
+            self._preparation.join(PREPARATION_GRACE_S)
+        self._take_last_words()
         self._bid_farewell()
-        self._refresh_status()
+        self._reporter.refresh(self._workers, self._outbox.stats())
         self._outbox.close(self._clock.monotonic())
         if self._link:
             self._link.stop()
 
-    def _take_waiting_notes(self) -> None:
-        while not self._notes.empty():
-            note = self._notes.get()
+    def _take_last_words(self) -> None:
+        """Record what the workers said to their end. A killed one's pipe is drained in a moment, or never."""
+        until_s = self._clock.monotonic() + LAST_WORDS_S
+        while not (self._workers.have_ended and self._notes.empty()) and self._clock.monotonic() < until_s:
+            try:
+                note = self._notes.get(timeout=0.05)
+            except queue.Empty:
+                continue
             if isinstance(note, WorkerNote):
                 self._deal_with(note)
 
@@ -218,7 +226,7 @@ class Core:
             case MessageArrived(topic, payload):
                 self._take_message(topic, payload, now_s)
             case Connected(session, protocol, receive_maximum):
-                self._set_link(LinkStatus("connected", protocol))
+                self._reporter.set_link(LinkStatus("connected", protocol))
                 self._conditions.clear("broker-unreachable")
                 self._carry_out(
                     self._outbox.connected(
@@ -226,22 +234,22 @@ class Core:
                     )
                 )
             case Disconnected(_, reason):
-                self._set_link(LinkStatus("connecting", text=reason))
+                self._reporter.set_link(LinkStatus("connecting", text=reason))
                 self._conditions.set("broker-unreachable", "warning", f"the broker is gone: {reason}; events are kept")
                 self._carry_out(self._outbox.disconnected(now_s))
             case ConnectFailed(_, reason):
-                self._set_link(LinkStatus("connecting", text=reason))
+                self._reporter.set_link(LinkStatus("connecting", text=reason))
                 self._conditions.set("broker-unreachable", "warning", f"{reason}; events are kept")
             case FactsKnown(facts):
-                self.status = replace(self.status, facts=facts)
+                self._reporter.set_facts(facts)
                 for finding in facts.findings:
                     self._conditions.set(f"probe/{finding.probe}", "info", finding.text)
             case BundleOpened(model, bundle):
-                self._update_model(model, version=bundle.manifest.version, digest=bundle.digest)
+                self._reporter.update_model(model, version=bundle.manifest.version, digest=bundle.digest)
             case TrialProgress(model, Candidate() as candidate):
-                self._update_model(model, trying=candidate)
-            case TrialProgress(model, outcome):
-                self._update_model(model, trying=None, outcomes=(*self._model(model).outcomes, outcome))
+                self._reporter.update_model(model, trying=candidate)
+            case TrialProgress(model, Outcome() as outcome):
+                self._reporter.add_outcome(model, outcome)
             case Prepared():
                 self._run_model(note)
             case PreparationFailed(model, error):
@@ -275,11 +283,8 @@ class Core:
                             session=session,
                             content_type="application/cloudevents+json",
                         )
-                case SetCondition(name, severity, text):
-                    if self._conditions.set(name, severity, text):
-                        log.warning("condition %s: %s", name, text)
-                case ClearCondition(name):
-                    self._conditions.clear(name)
+                case SetCondition() | ClearCondition():
+                    self._conditions.apply(action)
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -299,72 +304,20 @@ class Core:
     def _run_model(self, prepared: Prepared) -> None:
         model, plan, manifest = prepared.model, prepared.plan, prepared.bundle.manifest
         self._conditions.clear(f"model-unusable/{model}")
-        self._update_model(model, plan=plan, trying=None, outcomes=plan.outcomes, plan_is_stored=prepared.was_stored)
         chosen = plan.chosen
+        self._reporter.update_model(
+            model,
+            plan=plan,
+            plan_is_stored=prepared.was_stored,
+            trying=None,
+            outcomes=plan.outcomes,
+            variant=manifest.variant(chosen.variant),
+        )
         self._model_info[model] = ModelInfo(
             manifest.name, manifest.version, prepared.bundle.digest, chosen.variant, chosen.provider
         )
         log.info("model %s: %s: %s", model, chosen.label, plan.reason)
         self._workers.add(Job(model, str(prepared.bundle.folder), chosen, self._pipelines[model]))
-
-    # -- status ------------------------------------------------------------------------------------------------------
-
-    def _model(self, name: str) -> ModelStatus:
-        return next(model for model in self.status.models if model.name == name)
-
-    def _update_model(self, name: str, **changes: Any) -> None:  # noqa: ANN401  as dataclasses.replace
-        models = tuple(replace(model, **changes) if model.name == name else model for model in self.status.models)
-        self.status = replace(self.status, models=models)
-
-    def _set_link(self, link: LinkStatus) -> None:
-        if link != self.status.link:
-            log.info("broker: %s %s%s", link.state, f"MQTT {link.protocol}" if link.protocol else "", link.text)
-        self.status = replace(self.status, link=link)
-
-    def _check_clock(self) -> None:
-        now = self._clock.now()
-        if EARLIEST_PLAUSIBLE_YEAR <= now.year <= LATEST_PLAUSIBLE_YEAR:
-            self._conditions.clear("clock-implausible")
-        else:
-            text = f"the clock says {now:%Y-%m-%d}: times in events are wrong until it is set (NTP, or a battery)"
-            self._conditions.set("clock-implausible", "warning", text)
-
-    def _refresh_status(self) -> None:
-        self._check_clock()
-        for worker in self._workers.status():
-            self._update_model(
-                worker.model,
-                nodes=worker.ready["nodes"] if worker.ready else None,
-                worker_pid=worker.pid,
-                worker_rss_bytes=worker.beat["rss_bytes"] if worker.beat else 0,
-                restarts=worker.restarts,
-            )
-        beats = dict(self._workers.beats())
-        stats = self._outbox.stats()
-        self.status = replace(
-            self.status,
-            at=self._clock.now(),
-            outbox=OutboxStatus(stats.recorded, stats.delivered, stats.queued, dict(stats.lost), stats.queued_bytes),
-            pipelines=tuple(
-                PipelineStatus(name, model, beats.get(name)) for name, model in self._pipeline_models.items()
-            ),
-            conditions=tuple(self._conditions),
-            core_rss_bytes=self._process.memory_info().rss,
-        )
-        self._publish_status()
-
-    def _publish_status(self) -> None:
-        if not self._link:
-            return
-        for topic, document in ((self._topics.info, self.status.info()), (self._topics.health, self.status.health())):
-            payload = json.dumps(document, separators=(",", ":")).encode()
-            if self._published.get(topic) != payload:
-                self._published[topic] = payload
-                self._link.retain(topic, payload)
-        now_s = self._clock.monotonic()
-        if now_s >= self._next_metrics_s:
-            self._next_metrics_s = now_s + METRICS_PERIOD_S
-            self._link.publish(self._topics.metrics, json.dumps(self.status.metrics()).encode())
 
     def _make_link(self, random: Random) -> Link | None:
         if self._settings.mqtt is None:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ Message = dict[str, Any]
 log = logging.getLogger(__name__)
 
 LAST_WORDS_BYTES = 8192
+WAITING_BYTES = 4 << 20
+"""So much may wait for a child that does not read; a hung one must cost its parent neither time nor memory."""
 
 
 def command_line(role: str) -> list[str]:
@@ -58,7 +61,10 @@ class Child:
         self._on_exit = on_exit
         self._last_words: collections.deque[bytes] = collections.deque()
         self._last_words_size = 0
-        self._send_lock = threading.Lock()
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        self._waiting_lock = threading.Lock()
+        self._is_closing = threading.Event()
         self._process = subprocess.Popen(
             command_line(role),
             stdin=subprocess.PIPE,
@@ -70,6 +76,7 @@ class Child:
         stderr_reader = threading.Thread(target=self._read_stderr, name=f"{role}-stderr", daemon=True)
         stderr_reader.start()
         threading.Thread(target=self._read_messages, args=(stderr_reader,), name=f"{role}-reader", daemon=True).start()
+        threading.Thread(target=self._write_messages, name=f"{role}-writer", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -84,21 +91,23 @@ class Child:
         """The last 8 KiB that the child (or a library inside it) wrote to stderr."""
         return b"".join(self._last_words).decode(errors="replace")[-LAST_WORDS_BYTES:]
 
-    def send(self, message: Mapping[str, object]) -> None:
-        """Send one message. A child that has gone is not an error here: `on_exit` tells."""
+    def send(self, message: Mapping[str, object]) -> bool:
+        """Queue one message; never blocks. Return False, and forget it, where too much waits for a child that hangs.
+
+        A child that has gone is not an error here: `on_exit` tells.
+        """
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        stdin = self._process.stdin
-        assert stdin is not None
-        with self._send_lock, contextlib.suppress(OSError, ValueError):
-            stdin.write(line)
-            stdin.flush()
+        with self._waiting_lock:
+            if self._waiting_bytes and self._waiting_bytes + len(line) > WAITING_BYTES:
+                return False
+            self._waiting_bytes += len(line)
+        self._outgoing.put(line)
+        return True
 
     def close_input(self) -> None:
-        """Ask the child to finish: the end of its input is the word for it."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        with self._send_lock, contextlib.suppress(OSError):
-            stdin.close()
+        """Ask the child to finish: the end of its input is the word for it. What still waits is not sent any more."""
+        self._is_closing.set()
+        self._outgoing.put(None)
 
     def stop(self, grace_s: float) -> None:
         """Ask the child to finish, wait `grace_s` seconds, then kill it."""
@@ -127,7 +136,21 @@ class Child:
         status = self._process.wait()
         stderr_reader.join(1.0)
         stdout.close()
+        self._outgoing.put(None)
         self._on_exit(status)
+
+    def _write_messages(self) -> None:
+        """Carry messages over in a thread of its own: a pipe that a hung child does not empty blocks whoever writes."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            while not self._is_closing.is_set() and (line := self._outgoing.get()) is not None:
+                stdin.write(line)
+                stdin.flush()
+                with self._waiting_lock:
+                    self._waiting_bytes -= len(line)
+        with contextlib.suppress(OSError):
+            stdin.close()
 
     def _read_stderr(self) -> None:
         stderr = self._process.stderr
@@ -153,6 +176,15 @@ class ParentLink:
         """Yield the parent's messages; end when the parent closed its side or is gone."""
         for line in self._incoming:
             yield json.loads(line)
+
+    def leave_with_parent(self) -> None:
+        """End this process, whatever it is doing, when the parent closed its side or is gone. For one-shot children."""
+        threading.Thread(target=self._leave_with_parent, name="parent-watch", daemon=True).start()
+
+    def _leave_with_parent(self) -> None:
+        for _ in self.messages():
+            pass
+        os._exit(1)
 
     def send(self, message: Mapping[str, object]) -> None:
         """Send one message. A parent that is gone ends this process: nobody is left to work for."""

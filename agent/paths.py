@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 import platformdirs
 
 from agent.errors import StateError
+
+_HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
+"""What flock(2) and the C runtime of Windows answer where another process has the lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +92,18 @@ def hold_state(paths: StatePaths) -> Iterator[None]:
     """Keep every other core process off this state folder while the block runs. The lock dies with the process.
 
     Raises:
-        StateError: another process holds it.
+        StateError: another process holds it, or it cannot be locked at all (a network share without locks).
     """
-    file = paths.lock.open("a+b")
+    try:
+        file = paths.lock.open("a+b")
+    except OSError as error:
+        raise _unlockable(paths, error) from error
     try:
         _lock(file.fileno())
     except OSError as error:
         file.close()
+        if error.errno not in _HELD:
+            raise _unlockable(paths, error) from error
         raise StateError(
             "another holdfast is running with this state folder",
             where=str(paths.root),
@@ -104,6 +113,14 @@ def hold_state(paths: StatePaths) -> Iterator[None]:
         yield
     finally:
         file.close()
+
+
+def _unlockable(paths: StatePaths, error: OSError) -> StateError:
+    return StateError(
+        f"the state folder cannot be locked: {error.strerror or error}",
+        where=str(paths.lock),
+        hint="remove what is there if it is no file of this user, or choose a folder on a disk of this machine",
+    )
 
 
 def _lock(descriptor: int) -> None:

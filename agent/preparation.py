@@ -126,12 +126,19 @@ class Preparation:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """End trials under way; does not wait for the thread, which holds nothing."""
+        """End the probe or the trial under way. Does not wait: see `join`."""
         self._stop.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait, for at most `timeout_s`, until the children of this thread are ended."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
-            facts = probe_facts()
+            facts = probe_facts(stop=self._stop)
+            if self._stop.is_set():
+                return
             profile = select(facts, load_profiles([resources.device_profiles()]), self._profile).profile
         except HoldfastError as error:
             for model in self._models:

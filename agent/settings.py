@@ -1,4 +1,4 @@
-"""The operator's file as typed values. Each package owns its section's type; reading the file is `agent.configfile`."""
+"""The operator's file as typed values. Each package owns its section's type; reading the file is `agent.config.file`."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from agent import __version__
+from agent.bundle.manifest import Variant
 from agent.device.facts import Facts
 from agent.device.plan import Candidate, Measurement, Outcome, Plan
 from agent.health.conditions import Condition
@@ -38,6 +39,8 @@ class ModelStatus:
     plan: Plan | None = None
     plan_is_stored: bool = False
     """The plan was measured at an earlier start."""
+    variant: Variant | None = None
+    """The one that the plan chose: opset, inputs and outputs as they are pinned."""
     nodes: dict[str, int] | None = None
     """Where the running session's graph nodes went, by provider; None while none runs."""
     worker_pid: int | None = None
@@ -117,6 +120,8 @@ def _model_info(model: ModelStatus) -> dict[str, Any]:
         "bundle": model.bundle,
         "version": model.version,
         "digest": model.digest,
+        "opset": model.variant.opset if model.variant else None,
+        "inputs": [spec.model_dump() for spec in model.variant.inputs] if model.variant else None,
         "requested": asdict(plan.chosen) if plan else None,
         "nodes": model.nodes,
         "reason": plan.reason if plan else None,

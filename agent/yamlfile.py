@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -128,6 +128,15 @@ def validate(
     except ValidationError as error:
         found = [_problem(model_type, document, name, origins or {}, detail) for detail in error.errors()]
         raise ConfigurationError(list(dict.fromkeys(found))) from error
+
+
+def invalid_keys(model_type: type[BaseModel], data: object) -> Iterator[KeyPath]:
+    """Yield each key that `validate` would report."""
+    try:
+        model_type.model_validate(data)
+    except ValidationError as error:
+        for detail in error.errors():
+            yield _key_path(data, detail)
 
 
 def spell(path: KeyPath) -> str:

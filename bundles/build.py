@@ -23,7 +23,7 @@ from agent.inference.model import Model
 from agent.sources.sample import Frame
 from bundles import accuracy, evaluate, quantize, recognise
 from bundles.modelfile import ModelFile, location_of, read_model, tensors
-from bundles.recipe import ImageInputRecipe, Normalise, Recipe, RecipeFolder, VariantName, open_recipe
+from bundles.recipe import FILE_NAME, ImageInputRecipe, Normalise, Recipe, RecipeFolder, VariantName, open_recipe
 from bundles.repair import Repaired, repair
 from bundles.samples import SampleFile, list_golden, list_samples, synthetic
 from bundles.staging import Staging
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 MAX_SHIPPED_GOLDEN = 8
 """All golden samples judge the variants; this many, spread evenly, go to the device for its trial."""
+
+HOLD_OUT_EVERY = 5
+HOLD_OUT_FROM = 20
+"""A user with one folder of pictures: from this many on, every fifth is held out to judge by."""
 
 _PARITY_SAMPLES = 4
 
@@ -104,7 +108,7 @@ def build(
     options = options or Options()
     say = progress or (lambda _step: None)
     recipe = _open(source, options)
-    target = output or (source.with_suffix(".bundle") if source.is_file() else source / "built")
+    target = output or _default_output(source)
     say("reading and repairing the model")
     shipped = read_model(recipe.model)
     repaired = repair(shipped, _sizes(recipe, shipped))
@@ -148,6 +152,7 @@ class _Build:
         self._reference: list[Answer] = []
         self._shipped_golden: list[GoldenSample] = []
         self._calibration: list[SampleFile] = []
+        self._held_out: tuple[str, ...] = ()
         self._parity = 0.0
 
     def add_fp32(self) -> None:
@@ -199,7 +204,7 @@ class _Build:
             source_bytes=self._shipped.path.stat().st_size,
             variants=tuple(self._reports),
             repairs=self._repaired.repairs,
-            assumptions=self._semantics.assumptions + self._warnings(),
+            assumptions=self._semantics.assumptions + self._held_out + self._warnings(),
             golden_count=len(self._golden),
             parity=self._parity,
         )
@@ -209,6 +214,13 @@ class _Build:
             self._golden = list_golden(self._recipe.golden, self._semantics.input, self._semantics.decoder)
         if self._recipe.calibration:
             self._calibration = list_samples(self._recipe.calibration, self._semantics.input)
+        if not self._recipe.golden and len(self._calibration) >= HOLD_OUT_FROM:
+            self._golden = self._calibration[::HOLD_OUT_EVERY]
+            self._calibration = [each for each in self._calibration if each not in self._golden]
+            self._held_out = (
+                f"no golden folder was named: {len(self._golden)} of the calibration samples judge the variants instead, "
+                "and calibrate nothing",
+            )
 
     def _require_samples(self, name: VariantName) -> None:
         """Say what is missing before minutes are spent."""
@@ -346,7 +358,9 @@ class _Build:
 
 def _open(source: Path, options: Options) -> RecipeFolder:
     """Read the recipe, or make one for a bare model, and lay the command line's words over it."""
-    if source.is_dir():
+    if source.name == FILE_NAME:
+        folder = open_recipe(source.parent)
+    elif source.is_dir():
         folder = open_recipe(source)
     else:
         name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in source.stem.lower())
@@ -371,6 +385,12 @@ def _open(source: Path, options: Options) -> RecipeFolder:
         calibration=options.calibration or folder.calibration,
         golden=options.golden or folder.golden,
     )
+
+
+def _default_output(source: Path) -> Path:
+    if source.name == FILE_NAME:
+        return source.parent / "built"
+    return source / "built" if source.is_dir() else source.with_suffix(".bundle")
 
 
 def _checked(recipe: Recipe, source: Path) -> Recipe:

@@ -40,16 +40,3 @@ def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
     """Return each dimension's size, or its symbolic name; an unknown one without a name is the empty string."""
     shape = value.type.tensor_type.shape
     return [each.dim_value if each.HasField("dim_value") else each.dim_param for each in shape.dim]
-
-
-def element_type(value: onnx.ValueInfoProto) -> str:
-    """Return the element type as numpy spells it: `float32`, `int64`; `str` for text."""
-    from onnx import TensorProto, helper
-
-    kind = value.type.tensor_type.elem_type
-    if kind == TensorProto.STRING:
-        return "str"
-    try:
-        return str(helper.tensor_dtype_to_np_dtype(kind))
-    except (KeyError, ValueError):
-        return f"unknown ({kind})"

@@ -153,7 +153,16 @@ def _question(tensors: Tensors, found: Sequence[Recognised]) -> BundleError:
             where=tensors.where,
             hint=f"which one made them? say `model_type: {found[0].model_type}` under `decoder`, or --model-type",
         )
-    reasons = "; ".join(f"{name}: {misfit(name, tensors.inputs, tensors.outputs)}" for name in MISFITS)
+    misfits = {name: misfit(name, tensors.inputs, tensors.outputs) for name in MISFITS}
+    if near := [name for name, reason in misfits.items() if reason is None]:
+        return BundleError(
+            f"the outputs {outputs} have the layout of `{near[0]}`, but not one box for each cell of strides 8, 16 and 32, as "
+            "its usual exports have; a relative with anchors or an object score looks like this too",
+            where=tensors.where,
+            hint=f"are the rows 4 box numbers and then one score for each class? then say --model-type {near[0]}, or "
+            f"`model_type: {near[0]}` under `decoder`",
+        )
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in misfits.items())
     return BundleError(
         f"the outputs {outputs} fit no decoder ({reasons})",
         where=tensors.where,
@@ -192,16 +201,14 @@ def _layout(tensors: Tensors, spec: TensorSpec) -> Literal["NCHW", "NHWC"]:
 def _normalised(
     tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, spec: TensorSpec, assumptions: list[str]
 ) -> dict[str, Any]:
-    """Return the other fields: what was said, then what the file says, then the preset or the family's."""
+    """Return the other fields: a person's word first, then their preset, then the file's, then the family's."""
     explicit = said.model_dump(exclude_none=True, exclude={"kind", "width", "height", "layout", "normalise"})
+    preset = NORMALISATIONS[said.normalise] if said.normalise else {}
     written = _written_in(tensors.metadata)
-    fields = {**FAMILY_INPUTS[model_type], **written}
     family = dict(FAMILY_INPUTS[model_type])
     if spec.dtype == "uint8":
         family |= {**_PIXELS, "reverse_input_channels": family.get("reverse_input_channels", True)}
-    if said.normalise:
-        family |= NORMALISATIONS[said.normalise]
-    fields = {**family, **written, **explicit}
+    fields = {**family, **written, **preset, **explicit}
     if missing := [name for name in ("mean_values", "scale_values", "reverse_input_channels") if name not in fields]:
         raise BundleError(
             f"the file does not say how pixels are normalised, and {model_type} models differ: no {', '.join(missing)}",
@@ -209,10 +216,10 @@ def _normalised(
             hint="how was it trained? say --normalise imagenet, unit (0 to 1) or none (0 to 255), or give mean_values, "
             "scale_values (of pixels 0 to 255) and reverse_input_channels (true: RGB) under `input`",
         )
-    source = f"--normalise {said.normalise}" if said.normalise else f"usual for {model_type}"
     is_padded = str(fields["resize_type"]).startswith("fit_to_window")
     for name in sorted(set(fields) - set(explicit) - (set() if is_padded else {"pad_value"})):
-        why = "the file's metadata" if name in written else source
+        why = "the file's metadata" if name in written else f"usual for {model_type}"
+        why = f"normalise: {said.normalise}" if name in preset else why
         assumptions.append(f"{name} {_spell(fields[name])}: {why}")
     return fields
 

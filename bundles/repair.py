@@ -68,8 +68,7 @@ def repair(source: ModelFile, sizes: Mapping[str, int] | None = None) -> Repaire
     _fix_dimensions(source, model.graph, dict(sizes or {}), done)
     _infer_shapes(source, model)
     if not source.is_external:
-        _fold(model, done)
-        _infer_shapes(source, model)
+        _fold_all(source, model, done)
     _remove_unused(model.graph, done)
     check(source, model)
     return Repaired(model, tuple(done))
@@ -185,17 +184,34 @@ def _infer_shapes(source: ModelFile, model: onnx.ModelProto) -> None:
     check_tensor_sizes(source.path, model)
 
 
-def _fold(model: onnx.ModelProto, done: list[str]) -> None:
-    """Compute once what depends on weights and fixed shapes only, and put the result in as a weight."""
+def _fold_all(source: ModelFile, model: onnx.ModelProto, done: list[str]) -> None:
+    """Fold until nothing is left to fold: a folded shape makes further shapes known. Each pass removes a node."""
+    before = len(model.graph.node)
+    count = 0
+    while folded := _fold(model):
+        count += folded
+        _infer_shapes(source, model)
+    if count:
+        done.append(f"{count} of {before} nodes folded into constants")
+
+
+def _fold(model: onnx.ModelProto) -> int:
+    """Compute once what depends on weights and fixed shapes only, and put the result in as a weight; count nodes."""
     from onnx import numpy_helper
 
     graph = model.graph
     constants = {each.name: each for each in graph.initializer}
-    shapes = {value.name: dimensions(value) for value in (*graph.input, *graph.value_info)}
+    shapes = {
+        value.name: dimensions(value)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
     kept: list[onnx.NodeProto] = []
     folded: dict[str, NDArray[np.generic]] = {}
+    outputs = {value.name for value in graph.output}
     for node in graph.node:
-        values = _evaluate(model, node, constants, shapes)
+        is_still = node.op_type == "Constant" and node.output[0] in outputs
+        values = None if is_still else _evaluate(model, node, constants, shapes)
         if values is None:
             kept.append(node)
             continue
@@ -203,14 +219,14 @@ def _fold(model: onnx.ModelProto, done: list[str]) -> None:
             constants[name] = numpy_helper.from_array(array, name)
             folded[name] = array
     if not folded:
-        return
-    done.append(f"{len(graph.node) - len(kept)} of {len(graph.node)} nodes folded into constants")
+        return 0
+    count = len(graph.node) - len(kept)
     kept = [*_still_nodes(graph, folded), *kept]
     del graph.node[:]
     graph.node.extend(kept)
     used = {name for node in kept for name in _reads(node)}
-    outputs = {value.name for value in graph.output}
     graph.initializer.extend(constants[name] for name in folded if name in used and name not in outputs)
+    return count
 
 
 def _still_nodes(graph: onnx.GraphProto, folded: Mapping[str, NDArray[np.generic]]) -> list[onnx.NodeProto]:

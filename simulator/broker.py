@@ -6,6 +6,7 @@ Both listen on a loopback port of their own and are context managers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -201,6 +202,7 @@ class EmbeddedBroker:
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._ready.clear()
+        self._stop_wanted = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
         self._thread.start()
         self._ready.wait(READY_WITHIN_S)
@@ -214,7 +216,8 @@ class EmbeddedBroker:
         if self._thread is None:
             return
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop_wanted.set)
+            with contextlib.suppress(RuntimeError):  # it ended by itself
+                self._loop.call_soon_threadsafe(self._stop_wanted.set)
         self._thread.join(READY_WITHIN_S)
         self._thread = None
 

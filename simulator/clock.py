@@ -1,7 +1,7 @@
 """Virtual time and seeded chance: what makes a run repeatable.
 
-Both stand in for `agent.clock.SystemClock` and `SystemRandom`. A `VirtualClock` moves when it is told to, never by itself; wall
-time may also be set apart from monotonic time, as a bad clock on a board would do.
+Both stand in for `agent.clock.SystemClock` and `SystemRandom`. A `VirtualClock` moves when it is told to, never by
+itself; wall time may also be set apart from monotonic time, as a bad clock on a board would do.
 """
 
 from __future__ import annotations

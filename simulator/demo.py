@@ -36,6 +36,8 @@ FAREWELL_S = 10.0
 PREPARING_S = 300.0
 """A plan that takes longer is a broken promise of its own."""
 OUTAGE_S = 3.0
+SAMPLE_FRAMES = 48
+"""Half for calibration, half for judging: enough to see a variant fail, soon enough for somebody who waits."""
 SHORTEST_WITH_OUTAGE_S = 10.0
 
 
@@ -46,7 +48,7 @@ def demo(
     ] = None,
     video: Annotated[Path | None, typer.Option(help="A video file instead of the generated camera.")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="An .onnx file instead of our own (needs the `build` extra).")
+        Path | None, typer.Option(help="An .onnx file, or a built bundle's folder, instead of our own.")
     ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="Keep state here, so that a second run reuses the plan.")
@@ -59,7 +61,7 @@ def demo(
         scratch = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-", ignore_cleanup_errors=True))
         )
-        bundle = str(build_bundle(model, video, scratch)) if model else "parcels"
+        bundle = bundle_of(model, video, scratch)
         broker = stack.enter_context(EmbeddedBroker())
         link = stack.enter_context(FaultyLink("127.0.0.1", broker.port))
         consumer = stack.enter_context(Consumer(broker.port, protocol=MQTTProtocolVersion.MQTTv311))
@@ -99,7 +101,7 @@ def demo_settings(port: int, bundle: str, video: Path | None, *, with_sensor: bo
         }
     settings: dict[str, Any] = {
         "device": {"name": "demo-box"},
-        "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 5},
+        "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 5, "protocol": "3.1.1"},  # all that amqtt speaks
         "models": {"camera-model": {"bundle": bundle}},
         "cameras": {"camera": camera},
     }
@@ -242,6 +244,45 @@ def broken_promises(status: Status, account: Account) -> list[str]:
     return broken
 
 
-def build_bundle(model: Path, video: Path | None, scratch: Path) -> Path:
-    """Build a bundle from the user's model; frames of the user's video serve as calibration and golden samples."""
-    raise NotImplementedError
+def bundle_of(model: Path | None, video: Path | None, scratch: Path) -> str:
+    """Return the bundle to run: our own; a built one, as it is; or one built now from the user's .onnx file.
+
+    Frames spread over the user's video serve as calibration and, others of them, as golden samples.
+
+    Raises:
+        HoldfastError: the model is refused, with the question to answer.
+    """
+    if model is None:
+        return "parcels"
+    if model.is_dir():
+        return str(model)
+    from bundles.build import Options, build
+
+    options = Options()
+    if video is not None:
+        frames = spread_frames(video, scratch / "frames")
+        options = Options(calibration=frames[0], golden=frames[1])
+    console = Console(stderr=True)
+    with console.status("building a bundle from the model …") as status:
+        report = build(model, scratch / "bundle", options, lambda step: status.update(f"{step} …"))
+    for variant in report.variants:
+        console.print(f"{variant.name}: {variant.verdict}", style="dim")
+    return str(scratch / "bundle")
+
+
+def spread_frames(video: Path, folder: Path) -> tuple[Path, Path]:
+    """Write frames spread over a video as PNG files, by turns into two folders: for calibration and for judging."""
+    import cv2
+
+    folders = folder / "calibration", folder / "golden"
+    for each in folders:
+        each.mkdir(parents=True)
+    capture = cv2.VideoCapture(str(video))
+    step = max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) // SAMPLE_FRAMES)
+    index = 0
+    while capture.grab():
+        if index % step == 0 and (read := capture.retrieve())[0]:
+            cv2.imwrite(str(folders[index // step % 2] / f"{index:06d}.png"), read[1])
+        index += 1
+    capture.release()
+    return folders

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -146,7 +145,3 @@ def _pattern_launch(fps: int) -> str:
 
 def _file_launch(video: Path) -> str:
     return f'( filesrc location="{video}" ! qtdemux ! h264parse ! rtph264pay name=pay0 pt=96 config-interval=1 )'
-
-
-if sys.platform == "win32":  # pragma: no cover
-    raise ImportError("the RTSP server needs a POSIX system")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agent.childprocess import Child, Message
 from agent.clock import Clock
-from agent.configview import mask
+from agent.config.view import mask
 from agent.errors import HoldfastError
 
 if TYPE_CHECKING:
-    from agent.configfile import Configuration
+    from agent.config.file import Configuration
     from agent.device.facts import Facts
     from agent.pipeline.settings import CameraSettings, SensorSettings
 

@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def check(file: File = None, *, as_json: AsJson = False) -> None:
     """List everything that is wrong in the file: line, key, and what to do. Exits with 3 when there is any."""
-    from agent import configfile
+    from agent.config import file as configfile
 
     try:
         configuration = configfile.read(file)
@@ -43,9 +43,10 @@ def check(file: File = None, *, as_json: AsJson = False) -> None:
 @app.command()
 def show(file: File = None, *, as_json: AsJson = False) -> None:
     """Show every setting that counts, with where it comes from. Secrets are masked."""
-    from agent import configfile, configview
+    from agent.config import file as configfile
+    from agent.config import view
 
-    values = configview.effective(configfile.read(file))
+    values = view.effective(configfile.read(file))
     if as_json:
         print_json([value.to_json() for value in values])
     else:
@@ -55,9 +56,9 @@ def show(file: File = None, *, as_json: AsJson = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the file, for editors."""
-    from agent import configschema
+    from agent.config import schema
 
-    print_json(configschema.schema())
+    print_json(schema.schema())
 
 
 def _text(value: object) -> str:

@@ -56,7 +56,7 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
     rows = [
         ("System", f"{facts.os} {facts.os_version}, {facts.architecture}"),
         ("Board", facts.board or "unknown"),
-        ("Processor", f"{cpu.vendor} {cpu.model}".strip() or "unknown"),
+        ("Processor", (cpu.model if cpu.model.startswith(cpu.vendor) else f"{cpu.vendor} {cpu.model}") or "unknown"),
         ("Cores", _cores(facts)),
         ("Features", " ".join(sorted(cpu.features)) or "none known"),
         ("Memory", _memory(facts)),

@@ -37,9 +37,9 @@ def doctor(
 
 
 def _checks(config: Path | None) -> Iterator[Check]:
-    from agent import configfile
     from agent.cli.checks import Check, clock_check, device, run_all, state
     from agent.clock import SystemClock
+    from agent.config import file as configfile
     from agent.device.probing import probe_facts
 
     clock = SystemClock()

@@ -104,7 +104,7 @@ _NAMED = (("=", "value"), ("track", "track_id"), ("lost", "count"), ("by", "caus
 
 
 def _broker_of(config: Path | None) -> MqttSettings:
-    from agent import configfile
+    from agent.config import file as configfile
 
     configuration = configfile.read(config, for_run=False)
     if configuration.settings.mqtt is None:

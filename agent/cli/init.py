@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent import atomicfile
-from agent.configfile import FILE_NAME
+from agent.config.file import FILE_NAME
 from agent.errors import OperatorError, StateError
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ def run(
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log JSON lines, whatever stderr is.")] = False,
 ) -> None:
     """Run the pipelines of the configuration until stopped."""
-    from agent import configfile
     from agent.app import run as run_agent
+    from agent.config import file as configfile
     from agent.log import configure
 
     if json_logs:

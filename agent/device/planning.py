@@ -7,7 +7,7 @@ The order of the choice:
 
 1. Whatever was refused is out: not present, crashed, too slow, too large, mostly run by another provider.
 2. Accuracy: agreement with the golden answers must reach `required_agreement`.
-3. p99: the lowest wins, but all within 5 % of it count as equal, since that is how far one measurement repeats.
+3. p99: the lowest wins, but all within 5 % (or 0.05 ms) of it count as equal: that is how far one measurement repeats.
 4. Among equals the least CPU time a run wins: with spinning off, two threads often tie with one and cost more.
 """
 
@@ -23,8 +23,10 @@ from agent.device.plan import Candidate, Measurement, Outcome, Plan
 from agent.device.profile import CandidateSpec, Limits, Profile
 from agent.errors import CandidateError
 
-EQUAL_P99 = 1.05
+EQUAL_SHARE = 1.05
 """Candidates whose p99 is within this factor of the best are equally fast."""
+EQUAL_MS = 0.05
+"""So are those that differ by less than one wake-up of a thread: a model of microseconds wants no second core."""
 FP32_AGREEMENT = 0.99
 """fp32 gave the golden answers; on another device only a rare near-tie in suppression may fall the other way."""
 QUANTIZED_AGREEMENT = 0.9
@@ -181,14 +183,23 @@ def still_holds(plan: Plan, profile: Profile, found: Sequence[Candidate]) -> boo
 
 
 def rank(measured: Sequence[tuple[Candidate, Measurement]]) -> list[tuple[Candidate, Measurement]]:
-    """Return candidates best first: the equally fast ones by CPU time a run, then the rest by p99."""
-    best_p99 = min(measurement.p99_ms for _, measurement in measured)
+    """Return candidates best first: the equally fast ones by CPU (a tie: by threads), then the rest by p99."""
+    limit_p99 = _still_equal(min(measurement.p99_ms for _, measurement in measured))
+    fast = [measurement.cpu_ms_per_run for _, measurement in measured if measurement.p99_ms <= limit_p99]
+    limit_cpu = _still_equal(min(fast))
 
-    def order(pair: tuple[Candidate, Measurement]) -> tuple[bool, float, float]:
-        is_slower = pair[1].p99_ms > best_p99 * EQUAL_P99
-        return is_slower, pair[1].p99_ms if is_slower else pair[1].cpu_ms_per_run, pair[1].p99_ms
+    def order(pair: tuple[Candidate, Measurement]) -> tuple[bool, bool, float, float]:
+        candidate, measurement = pair
+        if measurement.p99_ms > limit_p99:
+            return True, True, measurement.p99_ms, 0.0
+        is_costly = measurement.cpu_ms_per_run > limit_cpu
+        return False, is_costly, measurement.cpu_ms_per_run if is_costly else candidate.threads, measurement.p99_ms
 
     return sorted(measured, key=order)
+
+
+def _still_equal(best_ms: float) -> float:
+    return max(best_ms * EQUAL_SHARE, best_ms + EQUAL_MS)
 
 
 def _first_listed(left: list[tuple[Candidate, Measurement]]) -> tuple[Candidate, str]:
@@ -213,7 +224,7 @@ def _best(left: list[tuple[Candidate, Measurement]]) -> tuple[Candidate, str]:
         )
     return candidate, (
         f"{candidate.label} takes {measured.cpu_ms_per_run:.2f} ms of CPU a run where {fastest.label} takes "
-        f"{fastest_measured.cpu_ms_per_run:.2f}, at a p99 within 5 % ({measured.p99_ms:.2f} and "
+        f"{fastest_measured.cpu_ms_per_run:.2f}, at an equal p99 ({measured.p99_ms:.2f} and "
         f"{fastest_measured.p99_ms:.2f} ms)."
     )
 

@@ -14,8 +14,9 @@ from agent.device.gathering import gather
 
 
 def main() -> None:
-    """Gather the facts, send them as `{"is": "facts", …}`, and end."""
+    """Gather the facts, send them as `{"is": "facts", …}`, and end. A parent that goes away ends this process too."""
     link = open_parent_link()
+    link.leave_with_parent()
     link.send({"is": "facts", "facts": with_runtime(gather()).to_json()})
 
 

@@ -5,6 +5,7 @@ Names are stable and documented in docs/conditions.md: `source-down/door`, `even
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,9 @@ from typing import Literal
 from agent.clock import Clock
 
 Severity = Literal["info", "warning", "error"]
+_LEVELS: dict[Severity, int] = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,22 @@ class Condition:
     text: str
     """What is wrong, and what to do about it."""
     since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SetCondition:
+    """What a state machine answers to raise or update a condition."""
+
+    name: str
+    severity: Severity
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClearCondition:
+    """What a state machine answers to end a condition; one that does not hold is no error."""
+
+    name: str
 
 
 class Conditions:
@@ -38,12 +58,23 @@ class Conditions:
         old = self._active.get(name)
         if old and (old.severity, old.text) == (severity, text):
             return False
+        if old is None or old.severity != severity:
+            log.log(_LEVELS[severity], "condition %s: %s", name, text, extra={"fields": {"condition": name}})
         self._active[name] = Condition(name, severity, text, old.since if old else self._clock.now())
         return True
 
     def clear(self, name: str) -> bool:
         """End a condition. Return whether it held."""
-        return self._active.pop(name, None) is not None
+        if self._active.pop(name, None) is None:
+            return False
+        log.info("condition %s is over", name, extra={"fields": {"condition": name}})
+        return True
+
+    def apply(self, action: SetCondition | ClearCondition) -> bool:
+        """Do what a state machine answered. Return whether anything changed."""
+        if isinstance(action, SetCondition):
+            return self.set(action.name, action.severity, action.text)
+        return self.clear(action.name)
 
     def __iter__(self) -> Iterator[Condition]:
         return iter(sorted(self._active.values(), key=lambda condition: condition.name))

@@ -66,8 +66,8 @@ def from_tls_files(error: OSError, paths: str) -> ConnectError:
     return ConnectError(
         "tls",
         f"the TLS files cannot be used ({paths}): {error.strerror or error}",
-        hint="check the paths under `mqtt.tls`, that they are PEM, that key and certificate belong together, and who may "
-        "read them",
+        hint="check the paths under `mqtt.tls`, that they are PEM, that key and certificate belong together, and who "
+        "may read them",
     )
 
 

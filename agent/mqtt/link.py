@@ -1,12 +1,12 @@
 """The connection to the broker: paho in threads of its own that only hand over.
 
-Takes messages from core's thread (`publish`, `retain`), gives `LinkMessage`s to a callable. Each attempt to connect has a paho
-client of its own with a clean start: the outbox keeps what must not be lost, and a queue of paho's that lives on would send
-it twice. MQTT 5 comes first; a broker that refuses it, closes the connection at it, or never answers it is tried with 3.1.1, and
-what worked is remembered.
+Takes messages from core's thread (`publish`, `retain`), gives `LinkMessage`s to a callable. Each attempt to connect
+has a paho client of its own with a clean start: the outbox keeps what must not be lost, and a queue of paho's that
+lives on would send it twice. MQTT 5 comes first; a broker that refuses it, closes the connection at it, or never
+answers it is tried with 3.1.1, and what worked is remembered.
 
-Nothing here blocks core. A thread that hangs in a connect or a name look-up is left behind by `stop`; it is a daemon, and it
-posts nothing any more.
+Nothing here blocks core. A thread that hangs in a connect or a name look-up is left behind by `stop`; it is a
+daemon, and it posts nothing any more.
 """
 
 from __future__ import annotations

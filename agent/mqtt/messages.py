@@ -18,7 +18,7 @@ class Connected:
     """Counts connections of this process; `Publish.session` and `PublishAcknowledged.session` refer to it."""
     protocol: Protocol
     receive_maximum: int
-    """How many QoS 1 messages may be unacknowledged (MQTT 5 section 3.2.2.3.3); 65535 where the broker sets no limit."""
+    """How many QoS 1 messages may be unacknowledged (MQTT 5 section 3.2.2.3.3); 65535: no limit."""
 
     @property
     def sees_denials(self) -> bool:

@@ -79,7 +79,7 @@ class Session:
         """
         try:
             if self._settings.tls:
-                self._client.tls_set_context(_tls_context(self._settings))
+                self._client.tls_set_context(tls_context(self._settings))
             options: dict[str, Any] = {"clean_start": True} if self.protocol == "5" else {}
             self._client.connect(self._settings.host, self._port, self._settings.keepalive_s, **options)
         except OSError as error:
@@ -185,7 +185,7 @@ class Session:
     # -- paho's thread ------------------------------------------------------------------------------------------
 
     def _on_socket_open(self, _client: object, _data: object, _socket: object) -> None:
-        """Called between TCP (or TLS) and CONNECT: a link that was stopped meanwhile must not take over its client id."""
+        """Called between TCP (or TLS) and CONNECT: a link that was stopped must not take over its client id."""
         if self._is_aborted:
             raise OSError("the link was stopped")
 
@@ -237,7 +237,7 @@ def _texts(properties: Properties | None) -> dict[str, str]:
     return texts
 
 
-def _tls_context(settings: MqttSettings) -> ssl.SSLContext:
+def tls_context(settings: MqttSettings) -> ssl.SSLContext:
     """Read the certificates anew for each attempt, so that renewed ones are taken up without a restart."""
     tls = settings.tls
     assert tls is not None

@@ -7,8 +7,7 @@ clean session, no will, and publishes only acknowledgements. paho's thread only 
 from __future__ import annotations
 
 import queue
-import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -17,15 +16,16 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.errors import HoldfastError, OperatorError, UnavailableError
+from agent.errors import OperatorError
+from agent.mqtt import failure
+from agent.mqtt.failure import ConnectError
+from agent.mqtt.messages import Protocol
+from agent.mqtt.session import tls_context
 from agent.mqtt.settings import MqttSettings
 
 ANSWER_TIMEOUT_S = 5.0
 MAX_WAITING = 10_000
 """Messages that wait to be read; a reader that is slower than this loses the newest."""
-
-_CREDENTIALS = frozenset({"Bad user name or password", "Not authorized", "Banned"})
-_PROTOCOL = frozenset({"Unsupported protocol version"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +38,18 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
-    """The broker's CONNACK or SUBACK."""
+class _Closed:
+    """The broker closed the connection instead of answering."""
 
-    reason: ReasonCode
+    text: str
 
 
 class Subscriber:
     """One connection that subscribes to `topics` again after each reconnect. A context manager.
 
     Raises:
+        ConnectError: on entering: nobody answers there, or the broker refuses.
         OperatorError: on entering: the broker refuses the login, the certificate or the subscription.
-        UnavailableError: on entering: nobody answers there.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Subscriber:
         self._topics = tuple(topics)
         self._answer_timeout_s = answer_timeout_s
         self._inbox: queue.Queue[Arrived] = queue.Queue(MAX_WAITING)
-        self._answers: queue.SimpleQueue[_Answered | HoldfastError] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[ReasonCode | _Closed] = queue.SimpleQueue()
         self._client: paho.Client | None = None
         self.protocol = ""
         """`5` or `3.1.1`, once connected."""
@@ -76,14 +76,16 @@ class Subscriber:
         return f"{self._settings.host}:{port_of(self._settings)}"
 
     def __enter__(self) -> Self:
-        wanted = {"auto": ("5", "3.1.1")}.get(self._settings.protocol, (self._settings.protocol,))
+        asked = self._settings.protocol
+        wanted: tuple[Protocol, ...] = ("5", "3.1.1") if asked == "auto" else (asked,)
         for protocol in wanted:
             try:
                 self._connect(protocol)
-            except _OtherProtocolError as error:
+            except ConnectError as error:
                 self.close()
-                if protocol == wanted[-1]:
-                    raise UnavailableError(error.message, where=self.where, hint=error.hint) from error
+                may_be_version = error.kind in ("protocol", "silent")
+                if protocol == wanted[-1] or not may_be_version:
+                    raise _for_operator(error) from error
             except BaseException:
                 self.close()
                 raise
@@ -116,24 +118,26 @@ class Subscriber:
         assert self._client is not None, "enter the context first"
         self._client.publish(topic, payload, qos=1)
 
-    def _connect(self, protocol: str) -> None:
+    def _connect(self, protocol: Protocol) -> None:
         self._answers = queue.SimpleQueue()
         client = self._client = self._make_client(protocol)
+        uses_tls = self._settings.tls is not None
         try:
+            if uses_tls:
+                client.tls_set_context(tls_context(self._settings))
             client.connect(self._settings.host, port_of(self._settings), keepalive=self._settings.keepalive_s)
-        except ssl.SSLError as error:
-            hint = "check `mqtt.tls.ca`, and that `mqtt.host` is the name in the broker's certificate"
-            raise OperatorError(f"TLS failed: {error.reason or error}", where=self.where, hint=hint) from error
         except OSError as error:
-            hint = "check `mqtt.host` and `mqtt.port`, and whether the broker runs"
-            raise UnavailableError(f"no connection: {error.strerror or error}", where=self.where, hint=hint) from error
+            raise failure.from_os_error(error, self.where, uses_tls=uses_tls) from error
         client.loop_start()
-        self._expect("CONNECT", self._refusal)
+        reason = self._answer(protocol)
+        if reason.is_failure:
+            raise failure.from_connack(int(reason.value), protocol, self.where, str(reason))
         self.protocol = protocol
-        if self._topics:
-            self._expect("SUBSCRIBE", self._denial)
+        if self._topics and (reason := self._answer(protocol)).is_failure:
+            hint = "let this user read these topics in the broker's ACL"
+            raise OperatorError(f"the broker denies {', '.join(self._topics)}: {reason}", where=self.where, hint=hint)
 
-    def _make_client(self, protocol: str) -> paho.Client:
+    def _make_client(self, protocol: Protocol) -> paho.Client:
         settings = self._settings
         is_5 = protocol == "5"
         client = paho.Client(
@@ -147,8 +151,6 @@ class Subscriber:
         if settings.user is not None:
             secret = settings.password.get_secret_value() if settings.password else None
             client.username_pw_set(settings.user, secret)
-        if settings.tls is not None:
-            self._use_tls(client)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
@@ -156,62 +158,31 @@ class Subscriber:
         client.on_message = self._on_message
         return client
 
-    def _use_tls(self, client: paho.Client) -> None:
-        tls = self._settings.tls
-        assert tls is not None
-        ca, cert, key = (None if path is None else str(path) for path in (tls.ca, tls.cert, tls.key))
-        try:
-            client.tls_set(ca_certs=ca, certfile=cert, keyfile=key)
-        except (OSError, ValueError) as error:
-            hint = "the files must be readable, in PEM form, and the key must fit the certificate"
-            raise OperatorError(f"the certificates cannot be used: {error}", where="mqtt.tls", hint=hint) from error
-
-    def _expect(self, packet: str, complaint: Callable[[ReasonCode], HoldfastError | None]) -> None:
+    def _answer(self, protocol: Protocol) -> ReasonCode:
+        """Wait for the CONNACK or SUBACK."""
         try:
             answer = self._answers.get(timeout=self._answer_timeout_s)
         except queue.Empty:
-            # Some brokers (amqtt) do not answer a CONNECT of a version that they do not know.
-            message = f"something listens, but gave no answer to {packet} within {self._answer_timeout_s:g} s"
-            raise _OtherProtocolError(message, hint="check that this is an MQTT broker's port") from None
-        if isinstance(answer, HoldfastError):
-            raise answer
-        if refusal := complaint(answer.reason):
-            raise refusal
-
-    def _refusal(self, reason: ReasonCode) -> HoldfastError | None:
-        if not reason.is_failure:
-            return None
-        text = str(reason)
-        if text in _CREDENTIALS:
-            hint = "check `mqtt.user` and `mqtt.password`, or the client certificate"
-            return OperatorError(f"the broker refuses the login: {text}", where=self.where, hint=hint)
-        if text in _PROTOCOL:
-            return _OtherProtocolError(f"the broker refuses the protocol: {text}", hint="set `mqtt.protocol`")
-        return UnavailableError(f"the broker refuses the connection: {text}", where=self.where, hint="see its log")
-
-    def _denial(self, reason: ReasonCode) -> HoldfastError | None:
-        if not reason.is_failure:
-            return None
-        topics = ", ".join(self._topics)
-        hint = "let this user read these topics in the broker's ACL"
-        return OperatorError(f"the broker denies {topics}: {reason}", where=self.where, hint=hint)
+            raise failure.silent(self.where, protocol, self._answer_timeout_s) from None
+        if isinstance(answer, _Closed):
+            uses_tls = self._settings.tls is not None
+            raise failure.closed_at_connect(self.where, protocol, answer.text, uses_tls=uses_tls)
+        return answer
 
     def _on_connect(self, client: paho.Client, _data: object, _flags: Any, reason: ReasonCode, _: Any) -> None:  # noqa: ANN401  paho's
-        self._answers.put(_Answered(reason))
+        self._answers.put(reason)
         if not reason.is_failure and self._topics:
             client.subscribe([(topic, 1) for topic in self._topics])
 
     def _on_subscribe(self, _client: Any, _data: object, _mid: int, reasons: list[ReasonCode], _: Any) -> None:  # noqa: ANN401  paho's
-        worst = max(reasons, key=lambda reason: int(reason.value))
-        self._answers.put(_Answered(worst))
+        self._answers.put(max(reasons, key=lambda reason: int(reason.value)))
 
     def _on_connect_fail(self, _client: Any, _data: object) -> None:  # noqa: ANN401  paho's
-        self._answers.put(UnavailableError("the connection broke while connecting", where=self.where))
+        self._answers.put(_Closed("the connection broke"))
 
     def _on_disconnect(self, _client: Any, _data: object, _flags: Any, reason: ReasonCode, _: Any) -> None:  # noqa: ANN401  paho's
         if not self.protocol:
-            text = f"the broker closed the connection: {reason}"
-            self._answers.put(_OtherProtocolError(text, hint="see the broker's log"))
+            self._answers.put(_Closed(str(reason)))
 
     def _on_message(self, _client: Any, _data: object, message: paho.MQTTMessage) -> None:  # noqa: ANN401  paho's
         try:
@@ -220,8 +191,9 @@ class Subscriber:
             return
 
 
-class _OtherProtocolError(UnavailableError):
-    """The broker did not like this version of MQTT, or may not have; the next one is worth a try."""
+def _for_operator(error: ConnectError) -> ConnectError | OperatorError:
+    """Return the error of a command that a person waits for: a wrong login will not mend itself."""
+    return OperatorError(error.message, hint=error.hint) if error.kind in ("credentials", "tls") else error
 
 
 def port_of(settings: MqttSettings) -> int:

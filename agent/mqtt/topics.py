@@ -1,4 +1,4 @@
-"""Every topic name of one device. `docs/mqtt.md` lists them for people; one ACL pattern per device covers all."""
+"""Every topic name of one device. `docs/events.md` lists them for people; one ACL pattern per device covers all."""
 
 from __future__ import annotations
 

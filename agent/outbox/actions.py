@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.health.conditions import Severity
+from agent.health.conditions import ClearCondition, SetCondition
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Send one event at QoS 1, not retained, to the topic of its pipeline, and report the broker's answer with `seq`."""
+    """Send one event at QoS 1, not retained, to its pipeline's topic, and report the broker's answer with `seq`."""
 
     seq: int
     pipeline: str
@@ -24,22 +24,6 @@ class Delete:
     """Take delivered events out of the store. The outbox does this itself; core never sees it."""
 
     seqs: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SetCondition:
-    """Raise or update a named condition."""
-
-    name: str
-    severity: Severity
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClearCondition:
-    """End a named condition; one that does not hold is no error."""
-
-    name: str
 
 
 Action = Publish | SetCondition | ClearCondition

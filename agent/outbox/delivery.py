@@ -1,19 +1,20 @@
-"""Which event goes to the broker when, and when it counts as delivered. A state machine without threads, disks or clocks.
+"""Which event goes to the broker when, and when it counts as delivered: a state machine without threads or clocks.
 
-Takes what happened and the time; gives `Publish`, `Delete` and conditions. Reads ahead no more than its window, so a long
-queue costs no memory. The rules:
+Takes what happened and the time; gives `Publish`, `Delete` and conditions. Reads ahead no more than its window, so
+a long queue costs no memory. The rules:
 
 1. *Order per pipeline.* Each pipeline is a lane; its events go out in the order of their numbers.
-2. *One first.* After each connect and each denial a lane sends only its oldest event, until that one is answered: by the
-   broker (`broker`), or by the consumer (`consumer`). Then the window opens. So a topic that the broker denies costs one
-   message a try and never shuffles the queue, and a broker that lost its queue, or a consumer that is not there yet, is
-   not flooded with what would have to come again.
-3. *Delivered* is `broker`: a PUBACK with a reason code below 0x80, 0x10 ("no matching subscribers") included, for that is the
-   broker's word too; `consumer`: the number came back on the ack topic.
+2. *One first.* After each connect and each denial a lane sends only its oldest event, until that one is answered:
+   by the broker (`broker`), or by the consumer (`consumer`). Then the window opens. So a topic that the broker
+   denies costs one message a try and never shuffles the queue, and a broker that lost its queue, or a consumer that
+   is not there yet, is not flooded with what would have to come again.
+3. *Delivered* is `broker`: a PUBACK with a reason code below 0x80, 0x10 ("no matching subscribers") included, for
+   that is the broker's word too; `consumer`: the number came back on the ack topic.
 4. A *denied* publish (0x80 and above) stays. Its lane waits, longer each time; the other lanes go on.
-5. A lane whose consumer has acknowledged nothing for `consumer_timeout_s` goes back to its oldest event and to rule 2, and
-   waits twice as long each time (up to six times).
-6. An event keeps its place in the window until it is gone from the disk, so that a crash repeats no more than a window.
+5. A lane whose consumer has acknowledged nothing for `consumer_timeout_s` goes back to its oldest event and to rule
+   2, and waits twice as long each time (up to six times).
+6. An event keeps its place in the window until it is gone from the disk, so that a crash repeats no more than a
+   window.
 
 What can still be out of order: a broker that denies one event and accepts the next ones of the same topic, which were
 already on their way. What can come twice: what was in flight when a connection or this program ended.
@@ -27,7 +28,8 @@ from typing import Literal, Protocol
 
 from agent.backoff import Backoff
 from agent.clock import Random
-from agent.outbox.actions import ClearCondition, Delete, Publish, SetCondition
+from agent.health.conditions import ClearCondition, SetCondition
+from agent.outbox.actions import Delete, Publish
 from agent.outbox.envelope import mark_replayed
 from agent.outbox.reasons import denial_advice
 from agent.outbox.store import Stored
@@ -39,8 +41,8 @@ LONGEST_PATIENCE = 6
 _DENIALS_INVISIBLE = SetCondition(
     "denials-invisible",
     "info",
-    "The broker speaks MQTT 3.1.1, which acknowledges even what the broker's ACL throws away: a denied event cannot be seen "
-    "here. Use a broker with MQTT 5, or `outbox.delivery: consumer`.",
+    "The broker speaks MQTT 3.1.1, which acknowledges even what the broker's ACL throws away: a denied event cannot be "
+    "seen here. Use a broker with MQTT 5, or `outbox.delivery: consumer`.",
 )
 
 
@@ -168,14 +170,12 @@ class Delivery:
         lane = self._lane_of.get(seq)
         if lane is None:
             return self._fill(now)
-        if reason_code >= DENIED:
-            steps = self._deny(lane, seq, reason_code, now)
-        else:
-            steps = self._accept(lane, seq, reason_code)
+        is_denied = reason_code >= DENIED
+        steps = self._deny(lane, seq, reason_code, now) if is_denied else self._accept(lane, seq, reason_code)
         return steps + self._fill(now)
 
     def consumer_acknowledged(self, seqs: Iterable[int], now: float) -> list[Step]:
-        """The consumer has these events. Numbers that were never recorded are ignored, and everything in `broker` mode."""
+        """The consumer has these events. Unknown numbers are ignored, and everything in `broker` mode."""
         if self._mode != "consumer":
             return []
         known = tuple(seq for seq in seqs if 0 < seq <= self._last_recorded)
@@ -279,7 +279,7 @@ class Delivery:
     def _deadline(self, lane: _Lane) -> float | None:
         if self._mode != "consumer" or self._session is None or not lane.in_flight:
             return None
-        patience = min(2 ** min(lane.silences, 3), LONGEST_PATIENCE)
+        patience = min(1 << min(lane.silences, 3), LONGEST_PATIENCE)
         return max(next(iter(lane.in_flight.values())), lane.progress_at) + self._timeout_s * patience
 
     def _give_up_waiting(self, lane: _Lane) -> list[Step]:

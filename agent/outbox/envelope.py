@@ -120,7 +120,7 @@ def _rfc3339(text: str) -> str:
 
 
 class _IdMaker:
-    """ULIDs that rise within a millisecond (github.com/ulid/spec, "Monotonicity")."""
+    """ULIDs that rise within a millisecond (github.com/ulid/spec, "Monotonicity"), and when the clock jumps back."""
 
     def __init__(self, clock: Clock, random: Random) -> None:
         self._clock = clock
@@ -129,7 +129,7 @@ class _IdMaker:
         self._last_chance = 0
 
     def next_id(self) -> str:
-        ms = max(0, int(self._clock.now().timestamp() * 1000))
+        ms = max(0, self._last_ms, int(self._clock.now().timestamp() * 1000))
         if ms == self._last_ms and self._last_chance < (1 << 80) - 1:
             self._last_chance += 1
         else:

@@ -1,11 +1,12 @@
-"""The book of losses: counted by pipeline and cause, saved with the transaction that caused them, reported until delivered."""
+"""The book of losses: counted by pipeline and cause, saved with what caused them, reported until delivered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agent.outbox.actions import Action, ClearCondition, SetCondition
+from agent.health.conditions import ClearCondition, SetCondition
+from agent.outbox.actions import Action
 from agent.outbox.envelope import LossReport
 from agent.outbox.settings import OutboxSettings
 from agent.outbox.store import Loss

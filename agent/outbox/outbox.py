@@ -1,8 +1,8 @@
 """The outbox as core uses it: record, deliver, forget. A state machine without threads; `now` is monotonic seconds.
 
-Composes the store, the quota and the delivery. Events that arrive within `commit_ms` share one transaction, and so do the
-deletions of what was delivered. What cannot be kept is counted, in the same transaction that drops it, and reported to the
-consumer as an event of its own (`dev.holdfast.loss`) until that report was delivered.
+Composes the store, the quota and the delivery. Events that arrive within `commit_ms` share one transaction, and so
+do the deletions of what was delivered. What cannot be kept is counted, in the same transaction that drops it, and
+reported to the consumer as an event of its own (`dev.holdfast.loss`) until that report was delivered.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 from agent.clock import Random
 from agent.errors import StateError
+from agent.health.conditions import ClearCondition, SetCondition
 from agent.outbox import quota
-from agent.outbox.actions import Action, ClearCondition, Delete, SetCondition
+from agent.outbox.actions import Action, Delete
 from agent.outbox.damage import DamagedDatabaseError, Recovery
 from agent.outbox.delivery import Delivery, Step
 from agent.outbox.envelope import Envelope, ModelInfo
@@ -139,7 +140,7 @@ class Outbox:
         return self._deliver(lambda: self._delivery.acknowledged(seq, reason_code, session, now), now)
 
     def consumer_acknowledged(self, payload: bytes, now: float) -> list[Action]:
-        """A message on the ack topic: a number, a list of numbers, or `{"seq": …}` with either. Anything else is ignored."""
+        """A message on the ack topic: a number, a list of numbers, or `{"seq": …}` with either; else ignored."""
         seqs = read_acknowledgement(payload)
         return self._deliver(lambda: self._delivery.consumer_acknowledged(seqs, now), now) if seqs else []
 
@@ -166,7 +167,7 @@ class Outbox:
         """Return the counters."""
         return OutboxStats(
             recorded=self._recorded,
-            delivered=self._delivered,
+            delivered=self._delivered + len(self._doomed),
             queued=len(self._store) + len(self._pending) - len(self._doomed),
             queued_bytes=self._store.size_bytes,
             in_flight=self._delivery.outstanding,
@@ -355,7 +356,7 @@ class Outbox:
 
 
 def read_acknowledgement(payload: bytes) -> list[int]:
-    """Return the numbers in a message on the ack topic: `7`, `[7, 8]`, `{"seq": 7}` or `{"seq": [7, 8]}`; else nothing."""
+    """Return the numbers in a message on the ack topic: `7`, `[7, 8]`, `{"seq": 7}`, `{"seq": [7, 8]}`; else none."""
     try:
         content = json.loads(payload)
     except (ValueError, RecursionError):
@@ -384,7 +385,7 @@ def _disk_refuses(error: StateError) -> SetCondition:
 def _rebuilt(recovery: Recovery) -> SetCondition:
     where = f" The damaged file is kept as {recovery.set_aside}." if recovery.set_aside else ""
     text = (
-        f"The database was begun anew: {recovery.reason}. {recovery.salvaged} waiting events were saved; others that were "
-        f"waiting are lost.{where} Check the disk if this happens again."
+        f"The database was begun anew: {recovery.reason}. {recovery.salvaged} waiting events were saved; others "
+        f"that were waiting are lost.{where} Check the disk if this happens again."
     )
     return SetCondition("database-rebuilt", "warning", text)

@@ -29,7 +29,7 @@ def entry_size(pipeline: str, payload: bytes) -> int:
 
 
 def drop_oldest(oldest_first: Iterable[Entry], excess_bytes: int) -> list[Entry]:
-    """Return the shortest run of oldest entries that frees at least `excess_bytes` (all of them where that is not enough)."""
+    """Return the shortest run of oldest entries that frees `excess_bytes` (all where that is not enough)."""
     dropped: list[Entry] = []
     for entry in oldest_first:
         if excess_bytes <= 0:
@@ -55,7 +55,7 @@ def thin_out(oldest_half: Iterable[Entry]) -> list[Entry]:
 
 
 def drop_newest(incoming: Sequence[Entry], room_bytes: int) -> list[Entry]:
-    """Return the entries of `incoming` that do not fit, from the first that does not: order is kept, no gaps are filled."""
+    """Return the entries of `incoming` that do not fit, from the first on: order is kept, no gaps are filled."""
     for index, entry in enumerate(incoming):
         room_bytes -= entry.size
         if room_bytes < 0:

@@ -1,7 +1,7 @@
 """The tables and their migrations. sqlite-utils keeps the list; it is imported only when there is something to migrate.
 
-`PRAGMA user_version` says how many migrations a file has seen, so that a start without any costs no import (sqlite-utils
-brings numpy, 17 MiB), and a file of a newer Holdfast is recognised.
+`PRAGMA user_version` says how many migrations a file has seen, so that a start without any costs no import
+(sqlite-utils brings numpy, 17 MiB), and a file of a newer Holdfast is recognised.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Event numbers that never repeat on this device, also when the database is damaged, deleted or loses its last writes.
 
-A consumer acknowledges by number, so a number used twice could delete an event that nobody has seen. The file `sequence`
-holds the first number that is certainly unused. Numbers are reserved in blocks before use (one fsync a block); a
-clean stop gives the rest of the block back. So numbers leave a gap after a crash, and a gap is no sign of a loss: losses
-are counted and reported by name.
+A consumer acknowledges by number, so a number used twice could delete an event that nobody has seen. The file
+`sequence` holds the first number that is certainly unused. Numbers are reserved in blocks before use (one fsync a
+block); a clean stop gives the rest of the block back. So numbers leave a gap after a crash, and a gap is no sign of
+a loss: losses are counted and reported by name.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Events on disk: one SQLite file (WAL, synchronous=FULL) that belongs to core's thread alone.
 
-Takes sealed events, gives them back in order per pipeline, counts losses in the same transaction. What is in a returned
-`write` survives a power cut; a `write` that raised changed nothing. `busy_timeout` is 0: the state folder's lock makes us
-the only writer, so a busy database is an error to be told, and core's thread must not sleep here.
+Takes sealed events, gives them back in order per pipeline, counts losses in the same transaction. What is in a
+returned `write` survives a power cut; a `write` that raised changed nothing. `busy_timeout` is 0: the state
+folder's lock makes us the only writer, so a busy database is an error to be told, and core's thread must not sleep
+here.
 
 A damaged file is set aside and rebuilt, with whatever can still be read from it. A file that a newer Holdfast
 wrote is not damage: it is refused and left alone.
@@ -93,18 +94,25 @@ class EventStore:
             DamagedDatabaseError: the file is damaged; call `rebuild`.
         """
         rows = [(seq, pipeline, entry_size(pipeline, payload), payload) for seq, pipeline, payload in append]
-        doomed = json.dumps(list(delete))
-        with self._translated("write"):
-            self._connection.execute("BEGIN IMMEDIATE")
+        numbers, loss_rows = list(delete), [_loss_row(loss) for loss in losses]
+        gone: list[tuple[str, int]] = []
+        run = self._connection.execute
+        try:
+            run("BEGIN IMMEDIATE")
             try:
-                gone = self._connection.execute(_DELETE, (doomed,)).fetchall() if doomed != "[]" else []
-                self._connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
-                self._connection.executemany(_SAVE_LOSS, [_loss_row(loss) for loss in losses])
-                self._connection.execute("COMMIT")
+                if numbers:
+                    gone = run(_DELETE, (json.dumps(numbers),)).fetchall()
+                if rows:
+                    self._connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
+                if loss_rows:
+                    self._connection.executemany(_SAVE_LOSS, loss_rows)
+                run("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                    run("ROLLBACK")
                 raise
+        except sqlite3.Error as error:
+            raise _translate(error, self._paths.database, "write") from error
         for pipeline, size in gone:
             self._count(pipeline, -1, -size)
         for _, pipeline, size, _ in rows:

@@ -11,7 +11,10 @@ from agent.pipeline.settings import CameraSettings, SensorSettings
 def pipelines_by_model(
     cameras: Mapping[str, CameraSettings], sensors: Mapping[str, SensorSettings], models: list[str]
 ) -> dict[str, tuple[PipelineJob, ...]]:
-    """Return each model's pipelines. A pipeline that names no model has the only one there is (checked at reading)."""
+    """Return the pipelines of each model that has any.
+
+    A pipeline that names no model has the only one there is (checked when the file is read).
+    """
     grouped: dict[str, list[PipelineJob]] = {model: [] for model in models}
     for name, camera in cameras.items():
         job = PipelineJob(name, "camera", camera.model_dump(mode="json"))
@@ -19,7 +22,7 @@ def pipelines_by_model(
     for name, sensor in sensors.items():
         job = PipelineJob(name, "sensor", sensor.model_dump(mode="json"))
         grouped[sensor.model or models[0]].append(job)
-    return {model: tuple(jobs) for model, jobs in grouped.items()}
+    return {model: tuple(jobs) for model, jobs in grouped.items() if jobs}
 
 
 def sensor_topics(sensors: Mapping[str, SensorSettings]) -> dict[str, str]:

@@ -312,13 +312,13 @@ class PipelineLoop(Generic[SampleT]):
     def _is_too_early(self, captured_s: float) -> bool:
         """Whether this sample is one too many for `fps`.
 
-        A camera's jitter costs no sample: it may come a quarter of a period early, and a late one keeps the place of
-        the next, so that the mean rate is what was asked for.
+        Up to one period is saved up: a sample that comes a little early passes, a late one keeps the place of the next,
+        and the mean rate is what was asked for.
         """
         if self.settings.fps is None:
             return False
         period_s = 1.0 / self.settings.fps
-        if captured_s < self._next_due_s - period_s / 4:
+        if captured_s < self._next_due_s:
             return True
         self._next_due_s = max(self._next_due_s, captured_s - period_s) + period_s
         return False

@@ -20,7 +20,7 @@ from typing import Literal
 from agent.backoff import Backoff
 from agent.clock import Random
 from agent.errors import BundleError, OperatorError
-from agent.health.conditions import Severity
+from agent.health.conditions import ClearCondition, SetCondition, Severity
 from agent.log import mask_url
 from agent.pipeline.messages import Beat, Failed, PipelineBeat
 
@@ -54,22 +54,6 @@ class Kill:
     """Kill the worker."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SetCondition:
-    """Raise or update a condition."""
-
-    name: str
-    severity: Severity
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClearCondition:
-    """End a condition."""
-
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +251,24 @@ class Supervisor:
             return f"the worker was killed: {self._kill_reason}"
         if self.failed is not None:
             return mask_url(self.failed["reason"])
-        words = " | ".join(line.strip() for line in self.last_words.splitlines()[-3:] if line.strip())
+        words = " | ".join(telling_lines(self.last_words))
         what = f"the worker {exit_text(status)}"
         return f"{what}; its last words: {words[-300:]}" if words else what
+
+
+def telling_lines(last_words: str) -> list[str]:
+    """Return the lines that say most: after a native crash what was printed before it and where it was, else the last.
+
+    `faulthandler` writes `Fatal Python error: …`, then each thread, the crashed one as `Current thread … (most recent
+    call first):`, and at the end a long list of extension modules that says nothing.
+    """
+    lines = [line.strip() for line in last_words.splitlines() if line.strip()]
+    fatal = next((index for index, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+    if fatal is None:
+        return lines[-3:]
+    frames = next((index + 1 for index, line in enumerate(lines) if line.startswith("Current thread")), len(lines))
+    place = [line for line in lines[frames : frames + 2] if line.startswith("File ")]
+    return [*lines[max(0, fatal - 1) : fatal + 1], *place]
 
 
 def exit_text(status: int) -> str:

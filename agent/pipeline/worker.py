@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,8 @@ INBOX_CAPACITY = 1000
 def main() -> None:
     """Run the worker until its input ends, or until it fails."""
     faulthandler.enable()  # a native crash leaves a stack in the last words
+    # A service manager signals every process of the group. When this one leaves is core's word, by closing our input.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link = open_parent_link()
     logs.configure()
     Worker(link, SystemClock(), SystemRandom()).run()
@@ -88,12 +91,14 @@ class Worker:
         """Open the bundle, warm the session and make the loops; nothing of a camera is touched yet."""
         from agent.bundle.reader import open_bundle
         from agent.inference.model import open_model
+        from agent.sources.capture import limit_opencv
 
         bundle = open_bundle(Path(job.bundle))
         model = open_model(bundle, job.candidate, self._clock)
         model.warm_up()
         if bundle.manifest.input.kind == "image":
-            _limit_opencv(len(job.pipelines))
+            # Several pipelines fill the cores by themselves; one alone may spread a resize over two.
+            limit_opencv(1 if len(job.pipelines) > 1 else 2)
         for each in job.pipelines:
             self._pipelines[each.name] = self._make_pipeline(each, model, bundle.manifest)
         session = model.session
@@ -276,13 +281,6 @@ def _take_job(messages: Iterator[Message]) -> Job:
     if first.get("is") != "job":
         raise OperatorError(f"expected a job, found {first.get('is')!r}: core and worker are of different versions")
     return Job.from_message(first)
-
-
-def _limit_opencv(pipelines: int) -> None:
-    """Several pipelines fill the cores by themselves; one alone may spread a resize over them."""
-    import cv2
-
-    cv2.setNumThreads(1 if pipelines > 1 else 2)
 
 
 def rss_bytes() -> int:

@@ -17,19 +17,9 @@ from typing import Any, Self, cast
 from agent.childprocess import Child, Message
 from agent.clock import Clock, Random
 from agent.errors import HoldfastError
-from agent.health.conditions import Conditions
+from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.pipeline.messages import Beat, Failed, Job, PipelineBeat, PipelineJob, Ready, payload_message
-from agent.pipeline.supervision import (
-    Action,
-    ClearCondition,
-    Kill,
-    Limits,
-    SetCondition,
-    Start,
-    State,
-    Supervisor,
-    WakeAt,
-)
+from agent.pipeline.supervision import Action, Kill, Limits, Start, State, Supervisor, WakeAt
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +133,7 @@ class Workers:
         return min((worker.wake_s for worker in self._workers.values() if worker.wake_s is not None), default=None)
 
     def send_payload(self, pipeline: str, at: datetime, payload: bytes) -> None:
-        """Hand what came on a sensor's topic to the worker that wants it. Lost where that is not running."""
+        """Hand what came on a sensor's topic to the worker that wants it. Lost where that is not running, or hangs."""
         for worker in self._workers.values():
             if worker.child is not None and any(pipeline == each.name for each in worker.job.pipelines):
                 worker.child.send(payload_message(pipeline, at.isoformat(), payload))
@@ -170,10 +160,15 @@ class Workers:
         expected = {pipeline.name for worker in self._workers.values() for pipeline in worker.job.pipelines}
         return expected <= {name for name, beat in self.beats() if beat["source"] == "finished"}
 
+    @property
+    def have_ended(self) -> bool:
+        """Whether no child is left and everything that they said was dealt with."""
+        return all(worker.child is None for worker in self._workers.values())
+
     def stop(self, grace_s: float = 1.5) -> None:
         """End every worker: all are asked at once, share the grace time, and are then killed.
 
-        What they still say is posted as ever; take the notes after this call to lose nothing.
+        What they still say is posted as ever: to lose nothing, deal with notes until `have_ended`.
         """
         children = []
         for worker in self._workers.values():
@@ -228,10 +223,8 @@ class Workers:
                     log.error("worker %s is killed: %s", worker.job.model, reason)
                     if worker.child is not None:
                         worker.child.kill()
-                case SetCondition(name, severity, text):
-                    self._conditions.set(name, severity, text)
-                case ClearCondition(name):
-                    self._conditions.clear(name)
+                case SetCondition() | ClearCondition():
+                    self._conditions.apply(action)
                 case WakeAt(monotonic_s):
                     worker.wake_s = monotonic_s
 

@@ -36,6 +36,13 @@ def require_cv2(wanted_for: str) -> None:
         ) from error
 
 
+def limit_opencv(threads: int) -> None:
+    """Let OpenCV's own functions, such as resize, use at most so many threads in this process."""
+    import cv2
+
+    cv2.setNumThreads(threads)
+
+
 class Capture:
     """One opened VideoCapture, or one that failed to open (`is_open` is False then)."""
 

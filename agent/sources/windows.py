@@ -33,7 +33,7 @@ class Windows:
     """
 
     def __init__(self, source: Source[Reading], input: SignalInput, *, first_id: int = 0) -> None:  # noqa: A002
-        self.is_live = source.is_live
+        self.is_live = False  # frames are perishable, windows are not: each counts, however they come
         self._source, self._input, self._id = source, input, first_id
         self._missing = self._gaps = 0
         self._buffer = np.empty((0, len(input.channels)), np.float32)

@@ -7,9 +7,6 @@ native code does here, nobody else feels it.
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,18 +39,11 @@ _candidate: TypeAdapter[Candidate] = TypeAdapter(Candidate)
 def main() -> None:
     """Serve one trial and end. A parent that goes away in the middle of it ends this process too."""
     link = open_parent_link()
-    messages = link.messages()
-    request = next(messages, None)
+    request = next(link.messages(), None)
     if request is None:
         return
-    threading.Thread(target=_leave_with_parent, args=(messages,), name="parent-watch", daemon=True).start()
+    link.leave_with_parent()
     link.send(answer(request))
-
-
-def _leave_with_parent(messages: Iterator[Message]) -> None:
-    for _ in messages:
-        pass
-    os._exit(1)
 
 
 def answer(request: Message) -> Message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -20,10 +21,15 @@ def peak_rss_bytes() -> int:
     """Return the largest resident memory so far; where the system does not keep it, the present one."""
     if sys.platform == "win32":
         return int(getattr(psutil.Process().memory_info(), "peak_wset", psutil.Process().memory_info().rss))
-    import resource
+    if sys.platform == "darwin":
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): bytes on macOS, KiB on Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # getrusage(2): bytes on macOS
+    # Linux hands ru_maxrss on from the process that forked us; the high-water mark of our own memory is in proc(5).
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)
 
 
 def fence_memory(limit_bytes: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from agent.clock import SystemClock
-from agent.inference.anomaly import decode_anomaly
+from agent.inference.decoders.anomaly import decode_anomaly
 from agent.inference.features import signal_tensor
 from agent.sources.settings import SensorSource
 from agent.sources.windows import Windows

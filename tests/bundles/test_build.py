@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -296,3 +298,16 @@ def test_signal_recipe(make_model, tmp_path: Path):
     bundle = open_bundle(tmp_path / "built")
     answers = [golden.from_json(bundle.read_blob(sample.expected)) for sample in bundle.manifest.golden]
     assert [answer.value for answer in answers] == [0, 1, 2, 3]
+
+
+def test_one_folder_of_samples_is_split_so_that_variants_are_judged_on_others(labelled: Path, tmp_path: Path):
+    """A data scientist has one folder; judging on what calibrated would flatter, and not judging at all loses INT8."""
+    folder = tmp_path / "one-folder"
+    folder.mkdir()
+    for number in range(25):
+        picture = np.full((16, 16, 3), number * 10, np.uint8)
+        picture[:, number % 4 * 4 : number % 4 * 4 + 4] = 255
+        cv2.imwrite(str(folder / f"{number:02d}.png"), picture)
+    report = build(labelled, tmp_path / "built", replace(OPTIONS, calibration=folder))
+    assert report.golden_count == 5
+    assert any("5 of the calibration samples judge" in line for line in report.assumptions)

@@ -88,7 +88,6 @@ def test_an_answer_settles_the_question():
     "given",
     [
         pytest.param(tensors(spec("x", 1, 3, 64, 64), spec("masks", 1, 21, 64, 64)), id="segmentation"),
-        pytest.param(tensors(spec("x", 1, 3, 640, 640), spec("o", 1, 25200, 85)), id="yolov5"),
         pytest.param(tensors(spec("ids", 1, 128, dtype="int64"), spec("h", 1, 128, 768)), id="text"),
     ],
 )
@@ -96,6 +95,12 @@ def test_no_decoder_is_a_question(given):
     """With what was found and why each decoder does not fit."""
     text = refusal(given)
     assert "fit no decoder" in text and "what are these outputs?" in text and "ultraface: " in text
+
+
+def test_layout_without_the_usual_number_of_boxes_is_a_question():
+    """YOLOv5 has the columns of a transposed YOLOv8 and an object score among them: a guess would show wrong boxes."""
+    text = refusal(tensors(spec("x", 1, 3, 640, 640), spec("o", 1, 25200, 85)))
+    assert "have the layout of `yolo`" in text and "object score" in text and "--model-type yolo" in text
 
 
 def test_wrong_type_says_what_does_not_fit():
@@ -123,7 +128,7 @@ def test_classifiers_must_say_how_pixels_are_normalised():
     made = decide(CLASSIFY, {"normalise": "imagenet"})
     assert isinstance(made.input, ImageInput)
     assert made.input.mean_values == (123.675, 116.28, 103.53) and made.input.reverse_input_channels
-    assert any("--normalise imagenet" in line for line in made.assumptions)
+    assert any("normalise: imagenet" in line for line in made.assumptions)
 
 
 def test_metadata_of_the_file_counts():
@@ -139,6 +144,8 @@ def test_metadata_of_the_file_counts():
     assert made.input.scale_values == (58.395,) * 3 and made.input.reverse_input_channels
     assert made.input.resize_type == "crop"
     assert any("the file's metadata" in line for line in made.assumptions)
+    said = decide(tensors(spec("data", 1, 3, 9, 9), spec("o", 1, 10), metadata=metadata), {"normalise": "unit"}).input
+    assert isinstance(said, ImageInput) and said.scale_values == (255,) * 3, "a person's word is above the file's"
 
 
 def test_ultralytics_files_name_their_classes():

@@ -183,3 +183,37 @@ def test_graphs_that_do_not_fit_together_are_refused(save, make_model):
         with pytest.raises(BundleError) as refusal:
             repair(read_model(save(made)))
         assert refusal.value.hint
+
+
+def test_sizes_hidden_behind_arithmetic_are_found(save, make_model):
+    """The bomb's size is itself computed; it is known once that is folded, and still before any runtime runs."""
+    nodes = [
+        helper.make_node("Pow", ["base", "exponent"], ["p"]),
+        helper.make_node("ConstantOfShape", ["p"], ["e"]),
+        helper.make_node("Add", ["x", "e"], ["a"]),
+        helper.make_node("ReduceSum", ["a"], ["y"], keepdims=0),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "base"),
+        numpy_helper.from_array(np.array([1, 1], np.int64), "exponent"),
+    ]
+    with pytest.raises(BundleError, match=r"tensor `[ae]` has the shape"):
+        repair(read_model(save(make_model(nodes, constants, [1], [], "x", "y"))))
+
+
+def test_folding_goes_on_until_nothing_is_left(save, make_model):
+    """What one pass makes known the next one uses; a second build of the result must change nothing."""
+    nodes = [
+        helper.make_node("Pow", ["base", "exponent"], ["p"]),
+        helper.make_node("Expand", ["one", "p"], ["e"]),
+        helper.make_node("Shape", ["e"], ["s"]),
+        helper.make_node("Reshape", ["x", "s"], ["y"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([2, 3], np.int64), "base"),
+        numpy_helper.from_array(np.array([1, 1], np.int64), "exponent"),
+        numpy_helper.from_array(np.ones(1, np.float32), "one"),
+    ]
+    result = repair(read_model(save(make_model(nodes, constants, [6], None, "x", "y"))))
+    assert [node.op_type for node in result.model.graph.node] == ["Reshape"]
+    assert dimensions(result.model.graph.output[0]) == [2, 3]

@@ -15,6 +15,7 @@ from agent.cli.events import line_of
 from agent.errors import OperatorError, UnavailableError
 from agent.mqtt.settings import MqttSettings
 from agent.mqtt.subscriber import Subscriber
+from simulator.certificates import Certificates
 
 from .conftest import event, free_port
 
@@ -85,7 +86,7 @@ def test_tail_shows_what_is_no_event_and_goes_on(start_broker, connect, tail):
 
 def test_broker_that_is_not_there_is_said(tail):
     """Exit code 5: trying later may work."""
-    with pytest.raises(UnavailableError, match="no connection"):
+    with pytest.raises(UnavailableError, match="nothing listens"):
         Subscriber(MqttSettings(host="127.0.0.1", port=free_port()), client_id="x").__enter__()
 
 
@@ -96,7 +97,7 @@ def test_wrong_password_is_said(start_broker, tmp_path):
     port = start_broker("allow_anonymous false", f"password_file {tmp_path / 'empty'}")
     for protocol in ("auto", "5", "3.1.1"):
         settings = MqttSettings(host="127.0.0.1", port=port, user="u", password="bad", protocol=protocol)
-        with pytest.raises(OperatorError, match="refuses the login") as caught:
+        with pytest.raises(OperatorError, match="refuses this device") as caught:
             Subscriber(settings, client_id="x").__enter__()
         assert "bad" not in str(caught.value).replace("Bad", "")
 
@@ -107,7 +108,7 @@ def test_port_that_is_no_broker_is_said_in_time():
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         settings = MqttSettings(host="127.0.0.1", port=listener.getsockname()[1], protocol="5")
-        with pytest.raises(UnavailableError, match="no answer to CONNECT"):
+        with pytest.raises(UnavailableError, match="does not answer"):
             Subscriber(settings, client_id="x", answer_timeout_s=0.3).__enter__()
 
 
@@ -145,3 +146,37 @@ def test_broker_that_speaks_only_the_old_protocol_is_spoken_to_in_it(is_silent):
             assert subscriber.protocol == "3.1.1"
     for peer in peers:
         peer.close()
+
+
+def test_tls_is_spoken_and_an_unknown_authority_is_said(start_broker, need_tool, tmp_path):
+    """The same certificates as the agent's own link."""
+    need_tool("openssl")
+    own, other = Certificates(tmp_path / "own"), Certificates(tmp_path / "other")
+    port = start_broker(f"cafile {own.ca}", f"certfile {own.server.cert}", f"keyfile {own.server.key}")
+    settings = MqttSettings(host="127.0.0.1", port=port, tls={"ca": own.ca})
+    with Subscriber(settings, client_id="x", topics=["a/#"]) as subscriber:
+        assert subscriber.protocol == "5"
+    stranger = MqttSettings(host="127.0.0.1", port=port, tls={"ca": other.ca})
+    with pytest.raises(OperatorError, match="not trusted"):
+        Subscriber(stranger, client_id="x").__enter__()
+
+
+def test_subscription_that_the_broker_denies_is_said():
+    """An empty screen would look as if nothing happened. (mosquitto grants, and filters; others answer 0x80.)"""
+    import socket
+    import threading
+
+    def serve(listener: socket.socket) -> None:
+        peer, _address = listener.accept()
+        with peer:
+            peer.recv(1024)
+            peer.sendall(b"\x20\x02\x00\x00")
+            subscribe = peer.recv(1024)
+            peer.sendall(b"\x90\x03" + subscribe[2:4] + b"\x80")
+            peer.recv(1024)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        settings = MqttSettings(host="127.0.0.1", port=listener.getsockname()[1], protocol="3.1.1")
+        with pytest.raises(OperatorError, match="denies holdfast/"):
+            Subscriber(settings, client_id="x", topics=["holdfast/devices/+/events/#"]).__enter__()

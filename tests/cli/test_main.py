@@ -126,7 +126,7 @@ def test_config_check_as_json_lists_problems(good_file):
     assert done.returncode == 3
     report = json.loads(done.stdout)
     assert report["ok"] is False
-    assert {problem["key"] for problem in report["problems"]} == {"mqtt.hots", "mqtt.host"}
+    assert {problem["key"] for problem in report["problems"]} == {"mqtt.hots", "mqtt.host", "cameras"}
 
 
 def test_init_writes_a_file_that_says_what_it_found_and_never_overwrites(tmp_path):

@@ -139,7 +139,17 @@ def test_within_five_percent_the_least_cpu_wins():
     )
 
     assert made.chosen == candidate(threads=1)
-    assert "within 5 %" in made.reason
+    assert "at an equal p99" in made.reason
+
+
+def test_model_of_microseconds_gets_no_second_core():
+    """A hundredth of a millisecond is noise, whatever its share."""
+    made = plan(
+        Outcome(candidate(threads=2), measured(0.01, cpu_ms_per_run=0.02)),
+        Outcome(candidate(threads=1), measured(0.03, cpu_ms_per_run=0.01)),
+    )
+
+    assert made.chosen == candidate(threads=1)
 
 
 def test_accuracy_comes_before_speed():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
 
+import psutil
 import pytest
 
 from agent.device.probing import probe_facts
@@ -54,6 +57,22 @@ def test_a_driver_that_misbehaves_is_a_finding(pretend, body, texts):
     (finding,) = facts.findings
     assert finding.probe == "runtime"
     assert all(text in finding.text for text in texts)
+
+
+def test_stop_ends_the_probe_and_leaves_no_child(pretend, tmp_path):
+    """A driver that hangs must not outlive an agent that is told to stop while it starts."""
+    pretend(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    stop = threading.Event()
+    probing = threading.Thread(target=lambda: probe_facts(60, stop=stop))
+    probing.start()
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        probing.join(0.02)
+    stop.set()
+    probing.join(10)
+    assert not probing.is_alive()
+    pid = int((tmp_path / "pid").read_text())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(10)
 
 
 def test_core_side_never_imports_native_code():

@@ -134,19 +134,36 @@ def watch() -> Iterator[Callable[..., Watcher]]:
         watcher.close()
 
 
+class DeafServer:
+    """A port whose backlog is full: a connect to it hangs, as to a machine that drops packets, until `listen`."""
+
+    def __init__(self) -> None:
+        self._server = socket.socket()
+        self._server.bind(("127.0.0.1", 0))
+        self._server.listen(0)
+        self.port = self._server.getsockname()[1]
+        self._fillers = [socket.socket() for _ in range(3)]
+        for filler in self._fillers:
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", self.port))
+
+    def first_bytes(self) -> bytes:
+        """Let everybody in; return what the first client says (nothing: it hung up)."""
+        ours = {filler.getsockname()[1] for filler in self._fillers}
+        self._server.settimeout(8)
+        while True:
+            connection, (_, port) = self._server.accept()
+            if port not in ours:
+                connection.settimeout(8)
+                return connection.recv(100)
+
+    def close(self) -> None:
+        for sock in (*self._fillers, self._server):
+            sock.close()
+
+
 @pytest.fixture
-def deaf_port() -> Iterator[int]:
-    """A port whose backlog is full: a connect to it hangs, as to a machine that drops packets."""
-    server = socket.socket()
-    server.bind(("127.0.0.1", 0))
-    server.listen(0)
-    port = server.getsockname()[1]
-    fillers = []
-    for _ in range(3):
-        filler = socket.socket()
-        filler.setblocking(False)
-        filler.connect_ex(("127.0.0.1", port))
-        fillers.append(filler)
-    yield port
-    for sock in (*fillers, server):
-        sock.close()
+def deaf() -> Iterator[DeafServer]:
+    server = DeafServer()
+    yield server
+    server.close()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent.outbox.actions import Action, ClearCondition, Publish, SetCondition
+from agent.health.conditions import ClearCondition, SetCondition
+from agent.outbox.actions import Action, Publish
 from agent.outbox.envelope import Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.settings import OutboxSettings
@@ -43,10 +44,21 @@ class Bench:
         self.session = 0
         self.published: list[Publish] = []
         self.conditions: dict[str, SetCondition] = {}
+        self.durable: set[int] = set()
+        """Numbers of events (not of reports) that a transaction ever took."""
         self.open()
+
+    def _spy(self, write: Callable[..., None]) -> Callable[..., None]:
+        def spy(*, append: Any = (), delete: Any = (), losses: Any = ()) -> None:
+            append = list(append)
+            write(append=append, delete=delete, losses=losses)
+            self.durable.update(event.seq for event in append if b'"dev.holdfast.loss"' not in event.payload)
+
+        return spy
 
     def open(self) -> None:
         self.store = EventStore.open(self.paths, self.clock)
+        self.store.write = self._spy(self.store.write)  # type: ignore[method-assign]
         envelope = Envelope("gate-07", self.clock, SeededRandom(2))
         self.outbox = Outbox(self.store, self.settings, envelope, SeededRandom(1), window=self.window)
         self.do(self.outbox.start(self.now))
@@ -132,6 +144,7 @@ def make_bench(paths: StatePaths, clock: VirtualClock) -> Iterator[Callable[...,
         made.append(Bench(paths, OutboxSettings(**settings), clock, window))
         return made[-1]
 
+    make.bench_type = Bench  # type: ignore[attr-defined]
     yield make
     for bench in made:
         bench.store._connection.close()

@@ -274,6 +274,22 @@ def test_loss_report_is_sent_again_until_it_was_delivered(make_bench: Make) -> N
     assert "event-loss" not in bench.conditions
 
 
+def test_what_is_in_flight_is_not_dropped(make_bench: Make) -> None:
+    """Dropped, counted as lost, and delivered all the same: the numbers would not add up."""
+    bench = make_bench(max_mb=0.02, window=5)
+    bench.record(count=20)
+    bench.commit()
+    bench.connect()
+    bench.answer(bench.published.pop(0))
+    bench.commit()
+    bench.record(count=80)
+    bench.commit()
+    kinds = [json.loads(publish.payload)["type"] for publish in bench.answer_all()]
+    lost = bench.outbox.stats().lost["drop_oldest"]
+    assert lost > 0
+    assert 1 + kinds.count("dev.holdfast.event.track") + lost == 100
+
+
 def test_event_larger_than_the_quota_is_refused_and_counted(make_bench: Make) -> None:
     bench = make_bench(max_mb=0.01)
     bench.record(count=3)

@@ -193,11 +193,11 @@ def test_rate_limit_keeps_the_mean_rate_despite_jitter_and_counts_the_rest(event
 
 def test_rate_limit_of_the_cameras_own_rate_costs_no_frame(eventually):
     """A limit that equals the rate must not halve it because a frame came a millisecond early."""
-    times = [100 + n / 10 + (0.01 if n % 2 else -0.01) for n in range(100)]
+    times = [100 + n / 10 - (0.02 if n % 5 == 4 else 0) for n in range(100)]
     bench = Bench([Ticks(times, is_live=True)], fps=10)
     with bench.loop:
         eventually(lambda: bench.loop.source_state == "finished")
-    assert bench.loop.dropped["rate"] <= 1
+    assert bench.loop.dropped["rate"] == 0
 
 
 def test_source_that_fails_is_opened_again_and_ids_go_on(eventually):
@@ -255,6 +255,15 @@ def test_invalid_answers_are_counted_and_the_next_valid_one_ends_the_matter(even
     assert not bench.failures
 
 
+def test_invalid_answers_between_valid_ones_do_not_end_the_pipeline(eventually):
+    """Only a model that has stopped working ends it, not one that stumbles."""
+    bench = Bench([Ticks([0] * 10 * INVALID_LIMIT)], model=Echo(invalid=range(0, 10 * INVALID_LIMIT, 2)))
+    with bench.loop:
+        eventually(lambda: bench.loop.source_state == "finished")
+    assert not bench.failures
+    assert bench.loop.dropped["invalid"] == 5 * INVALID_LIMIT
+
+
 def test_many_invalid_answers_in_a_row_end_the_pipeline_with_the_reason(eventually):
     """A model that gives NaN for ever must not look alive."""
     bench = Bench([Ticks([0] * 1000)], model=Echo(invalid=range(5, 1000)))
@@ -285,26 +294,30 @@ def test_model_may_be_replaced_between_two_samples(eventually, is_live):
     """A new bundle comes in without closing the source: a sample is begun and ended by the same model."""
 
     class Signed(Echo):
-        def __init__(self, name):
-            super().__init__()
+        def __init__(self, name, gate):
+            super().__init__(gate=gate)
             self.name = name
 
         def prepare(self, sample):
             return (self.name, sample.id)
 
+        def infer(self, inputs):
+            assert inputs[0] == self.name, "inputs of one model went to the other"
+            return super().infer(inputs)
+
         def decode(self, outputs, sample, *, min_score=None, class_ids=None):
-            assert outputs[0] == self.name, "inputs of one model went to the other"
+            assert outputs[0] == self.name, "outputs of one model went to the other"
             return Score(outputs[1])
 
     swap = threading.Event()
-    bench = Bench([Ticks([0] * 20 + [swap] + [0] * 20, is_live=is_live)], model=Signed("old"))
+    bench = Bench([Ticks([0, 0, swap] + [0] * 20, is_live=is_live)], model=Signed("old", swap))
     with bench.loop:
-        eventually(lambda: bench.loop.captured == 20)
-        bench.loop.model = Signed("new")
+        eventually(lambda: bench.loop.captured == 2)
+        bench.loop.model = Signed("new", None)
         swap.set()
         eventually(lambda: bench.loop.source_state == "finished")
     assert bench.loop.dropped["invalid"] == 0
-    assert bench.loop.samples + bench.loop.dropped["latest"] == 40
+    assert bench.loop.samples + bench.loop.dropped["latest"] == 22
 
 
 def test_stages_are_timed_and_latency_is_the_samples_age(eventually):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import BundleError, CandidateError
-from agent.pipeline.supervision import ClearCondition, Kill, Limits, SetCondition, Start, Supervisor, WakeAt, exit_text
+from agent.health.conditions import ClearCondition, SetCondition
+from agent.pipeline.supervision import Kill, Limits, Start, Supervisor, WakeAt, exit_text
 from simulator.clock import SeededRandom, VirtualClock
 
 DOWN = "worker-down/m"
@@ -231,6 +232,31 @@ def test_passwords_in_last_words_are_masked():
     bench.exit(1, "cannot open rtsp://u:hunter2@cam/1\n")
     assert "hunter2" not in bench.conditions[DOWN][1]
     assert "hunter2" not in bench.supervisor.last_words
+
+
+DUMP = """driver: lost the device
+Fatal Python error: Segmentation fault
+
+Thread 0x00007f0000000001 (most recent call first):
+  File "/usr/lib/python3/threading.py", line 355 in wait
+
+Current thread 0x00007f0000000002 (most recent call first):
+  File "/opt/holdfast/agent/sources/usb.py", line 80 in read
+  File "/opt/holdfast/agent/pipeline/loop.py", line 285 in _deliver_live
+  File "/opt/holdfast/agent/pipeline/loop.py", line 240 in _drain
+
+Extension modules: numpy._core._multiarray_umath, numpy.linalg._umath_linalg, cv2 (total: 3)
+"""
+
+
+def test_condition_of_a_native_crash_says_where_it_was():
+    """A list of extension modules is the end of such a dump, and says nothing."""
+    bench = running()
+    bench.exit(-11, DUMP)
+    text = bench.conditions[DOWN][1]
+    assert "lost the device | Fatal Python error: Segmentation fault" in text
+    assert "usb.py" in text and "line 80 in read" in text
+    assert "umath" not in text
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ class Core:
         self.notes: queue.Queue = queue.Queue()
         self.events = []
         self.conditions = Conditions(CLOCK)
+        self._job = Job("m", str(bundle), CPU, jobs, beat_s=0.1)
         self.workers = Workers(
-            [Job("m", str(bundle), CPU, jobs, beat_s=0.1)],
             post=self.notes.put,
             on_event=lambda pipeline, event, latency_ms: self.events.append((pipeline, event, latency_ms)),
             conditions=self.conditions,
@@ -72,7 +72,7 @@ def core(ultraface_bundle):
     def start(bundle=ultraface_bundle, **options):
         it = Core(bundle, **options)
         started.append(it)
-        it.workers.start()
+        it.workers.add(it._job)
         return it
 
     yield start
@@ -103,7 +103,7 @@ def test_recording_goes_through_a_real_worker_and_every_frame_counts(core, faces
 def test_worker_that_crashes_is_restarted_and_its_last_words_are_kept(core, faces, eventually):
     """Native code may crash; the agent may not."""
     it = core(door={**faces, "pace": "own", "repeat": True})
-    eventually(it.is_running, 60)
+    eventually(lambda: (beat := it.beat("door")) and beat["next_sample_id"] > 20, 60)
     first, next_id = it.status.pid, it.beat("door")["next_sample_id"]
     os.kill(first, signal.SIGSEGV)
     eventually(lambda: it.condition("worker-down/m"))
@@ -232,6 +232,27 @@ def test_stop_within_two_seconds_while_running_and_nothing_emitted_is_lost(core,
     assert stop_takes_s(it) < 2
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+    assert it.status.restarts == 0
+
+
+def test_stop_delivers_the_end_of_what_was_begun(core, peak_bundle, eventually):
+    """A consumer must not wait for ever for the end of an alarm because somebody restarted the agent."""
+    it = core(peak_bundle, kind="sensor", bearing={"source": "mqtt:plant/bearing"})
+    eventually(it.is_running, 60)
+    it.workers.send_payload("bearing", CLOCK.now(), b"[9, 9, 9, 9, 9, 9, 9, 9, 9, 9]")
+    eventually(lambda: (it.turn(), it.events)[1])
+    it.workers.stop()
+    eventually(lambda: (it.turn(), it.workers.have_ended)[1])
+    assert [event["phase"] for _, event, _ in it.events] == ["new", "end"]
+
+
+def test_signal_to_the_whole_group_leaves_the_last_word_to_core(core, faces, eventually):
+    """systemd signals every process of a service; a worker that died of it would look like a crash."""
+    it = core(door={**faces, "pace": "own"})
+    eventually(it.is_running, 60)
+    os.kill(it.status.pid, signal.SIGTERM)
+    seen = it.beat("door")["samples"]
+    eventually(lambda: it.beat("door")["samples"] > seen)
     assert it.status.restarts == 0
 
 

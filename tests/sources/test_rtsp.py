@@ -30,6 +30,15 @@ def test_backlog_of_the_opening_does_not_count_as_now(rtsp_server, open_with):
     assert max(ages) <= 0.6
 
 
+def test_frames_of_the_backlog_carry_the_time_when_they_were_taken(rtsp_server, open_with):
+    """An event's time is the scene's, not that of our reading."""
+    source = open_with(open_rtsp, rtsp_server().url, max_age_s=10)
+    first = source.read()
+    assert CLOCK.monotonic() - first.captured_monotonic_s > 1.0
+    assert (CLOCK.now() - first.captured_at).total_seconds() > 1.0
+    source.close()
+
+
 def test_stalled_server_ends_the_source_and_gives_no_old_frame_as_new(rtsp_server, open_with):
     """On a stall OpenCV says ok and hands over an old picture: believing it freezes the scene without a word."""
     server = rtsp_server()

@@ -206,4 +206,4 @@ def test_errors_counts_and_close_reach_through():
     assert windows.dropped["invalid"] == 3
     windows.close()
     assert source.closed
-    assert windows.is_live is source.is_live
+    assert not windows.is_live

@@ -1,10 +1,17 @@
-"""Anomaly: one number for a window; which output it is, and what it may be, is `agent.inference.anomaly`'s to say."""
+"""Anomaly: the one output is one number about one window, higher is more unusual."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agent.bundle.manifest import TensorSpec
+from agent.errors import CandidateError
+from agent.inference.answers import Score
 from agent.inference.decoders.outputs import listing
 
 
@@ -21,6 +28,29 @@ def misfit(
     return None
 
 
+def decode_anomaly(outputs: Mapping[str, NDArray[Any]]) -> Score:
+    """Return the anomaly score: the single floating-point number of the single output, shape (), (1,), (1, 1) ….
+
+    Higher is more unusual, in the model's own unit; the bundle's `anomaly_threshold` has the same one.
+
+    Raises:
+        CandidateError: several outputs, another shape, no real number type, or a score that is NaN or infinite:
+            this provider or variant computes something else than the bundle promises.
+    """
+    if len(outputs) != 1:
+        raise _refused(f"{len(outputs)} outputs ({', '.join(outputs)}), expected one anomaly score")
+    ((name, tensor),) = outputs.items()
+    if not isinstance(tensor, np.ndarray) or not np.issubdtype(tensor.dtype, np.floating):
+        kind = tensor.dtype if isinstance(tensor, np.ndarray) else type(tensor).__name__
+        raise _refused(f"output {name!r} holds {kind}, expected floating-point numbers")
+    if tensor.size != 1:
+        raise _refused(f"output {name!r} has shape {tensor.shape}, expected one number: (1, 1)")
+    value = float(tensor.reshape(-1)[0])
+    if not math.isfinite(value):
+        raise _refused(f"the anomaly score in {name!r} is {value}, expected a finite number")
+    return Score(value)
+
+
 def _is_single(spec: TensorSpec) -> bool:
     """Whether an output holds one number: [], [1] or [1, 1], where the first may vary."""
     return (
@@ -28,3 +58,7 @@ def _is_single(spec: TensorSpec) -> bool:
         and spec.dtype.startswith("float")
         and all(size == 1 or (size == -1 and axis == 0) for axis, size in enumerate(spec.shape))
     )
+
+
+def _refused(message: str) -> CandidateError:
+    return CandidateError(message, hint="try another variant or provider: `holdfast plan measure`")

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from agent.bundle.manifest import Decoder, ImageInput, Manifest, ModelType, TensorSpec
 from agent.errors import BundleError
-from agent.inference.anomaly import decode_anomaly
 from agent.inference.answers import Answer, Detections
 from agent.inference.decoders import anomaly, classify, ssd, ultraface, yolo, yolox
+from agent.inference.decoders.anomaly import decode_anomaly
 from agent.inference.decoders.outputs import Outputs, refuse
 from agent.inference.decoders.selection import Selection
 from agent.inference.placement import Placement

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import configfile, configview
-from agent.configfile import Configuration
+from agent.config import file as configfile
+from agent.config import view
+from agent.config.file import Configuration
 from agent.errors import ConfigurationError, Problem
 
 MINIMAL = """\
@@ -118,7 +119,7 @@ def test_override_wins_keeps_its_origin_and_its_type(read):
     assert (mqtt.host, mqtt.port, mqtt.password.get_secret_value()) == ("other.lan", 1999, "12345")
     assert configuration.settings.cameras["door"].labels == ("person", "car")
     assert configuration.settings.cameras["door"].repeat is True
-    origins = {value.key: value.origin for value in configview.effective(configuration)}
+    origins = {value.key: value.origin for value in view.effective(configuration)}
     assert origins["mqtt.host"] == "HOLDFAST__MQTT__HOST"
     assert origins["mqtt.user"].endswith("holdfast.yaml:3:26")
     assert origins["mqtt.keepalive_s"] == "default"
@@ -152,7 +153,7 @@ def test_no_secret_is_ever_shown(read):
         + "  side: {source: 'rtsp://a:inline@h/${API_TOKEN}', model: people}\n"
     )
     configuration = read(text, SECRETS | {"API_TOKEN": "tok-77"})
-    shown = str([value.to_json() for value in configview.effective(configuration)])
+    shown = str([value.to_json() for value in view.effective(configuration)])
     for secret in ("hunter2", "s3cret!", "abc", "inline", "tok-77"):
         assert secret not in shown
     assert "rtsp://u:***@10.0.0.5/sub?token=***&x=1" in shown
@@ -287,3 +288,35 @@ def test_broker_alone_is_enough_for_commands_that_only_listen(read, file):
     """`events tail` on a laptop has no bundle."""
     file.write_text("mqtt: {host: b}\nmodels: {m: {bundle: ./elsewhere}}\n")
     assert configfile.read(file, {}, for_run=False).settings.mqtt.host == "b"
+
+
+def test_what_does_not_agree_is_listed_beside_what_is_invalid(tmp_path):
+    """A person who mends one list of problems must not be met by the next."""
+    file = tmp_path / "holdfast.yaml"
+    file.write_text(
+        "mqtt: {hots: broker, tls: {cert: /nowhere.pem}}\n"
+        "outbox: {when_full: explode}\n"
+        "models: {m: {bundle: nowhere}}\n"
+        "cameras:\n"
+        "  door: {source: usb:0, model: n, ruels: {}}\n"
+        "  gate: {source: usb:1, model: n, fps: fast}\n"
+        "  yard: {source: usb:2, model: n}\n"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        configfile.read(file, {})
+    assert [problem.key for problem in caught.value.problems] == [
+        "mqtt.host", "mqtt.hots", "outbox.when_full", "cameras.door.ruels", "cameras.gate.fps",
+        "models.m.bundle", "cameras.yard.model",
+    ]  # fmt: skip
+
+
+def test_nothing_is_said_that_only_follows_from_another_problem(tmp_path):
+    """A camera that cannot be read is not "no camera", and a model with a bad key is not "no such model"."""
+    file = tmp_path / "holdfast.yaml"
+    file.write_text(
+        "models: {m: {bundle: 3}, n: {bundle: parcels}}\n"
+        "cameras: {door: {source: usb:0, model: m, fps: -1}, gate: {source: usb:1, model: m}}\n"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        configfile.read(file, {})
+    assert sorted(problem.key for problem in caught.value.problems) == ["cameras.door.fps", "models.m.bundle"]

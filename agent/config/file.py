@@ -2,7 +2,8 @@
 
 In this order: YAML with positions (`agent.yamlfile`); overrides from the environment (`HOLDFAST__MQTT__HOST=…`);
 `${NAME}` in values; relative paths taken from the file's folder; types and unknown keys; what must agree across keys
-(`agent.configcheck`). All problems of a step are reported together. Secrets are remembered so that they can be masked.
+(`agent.config.crosschecks`). All problems of a step are reported together, and those of
+the last two steps too. Secrets are remembered so that they can be masked.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from pydantic import ValidationError
 
-from agent import configcheck, yamlfile
+from agent import yamlfile
+from agent.config import crosschecks
 from agent.errors import ConfigurationError, Problem
 from agent.resources import shipped_bundle
 from agent.settings import Settings
@@ -29,6 +32,8 @@ _VARIABLE = re.compile(r"\$(?:(?P<escaped>\$)(?=\{)|\{(?P<name>[A-Za-z_][A-Za-z0
 _SECRET_NAME = re.compile(r"passw(or)?d|token|secret|(^|_)(pw|pass|pwd|key)($|_)", re.IGNORECASE)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 """A source that is no path: `rtsp://…`, `usb:0`, `mqtt:topic`. One letter and a colon is a drive."""
+_ENTRIES = frozenset({"models", "cameras", "sensors"})
+"""Sections whose keys are names of the operator's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +104,52 @@ def _interpret(document: Document, path: Path, environment: Mapping[str, str], *
     if reader.problems:
         raise ConfigurationError(reader.problems)
     resolve_paths(document.data, path.resolve().parent)
-    settings = yamlfile.validate(Settings, document, name, origins=reader.origins)
 
     def place(key: KeyPath) -> str:
         return reader.origins.get(key) or yamlfile.where(document.positions, key, name)
 
-    found = configcheck.check(settings, place, for_run=for_run)
+    try:
+        settings = yamlfile.validate(Settings, document, name, origins=reader.origins)
+    except ConfigurationError as error:
+        more = _problems_of_the_rest(document.data, place, for_run=for_run)
+        raise ConfigurationError(list(dict.fromkeys([*error.problems, *more]))) from error
+    found = crosschecks.check(settings, place, for_run=for_run)
     if found.errors:
         raise ConfigurationError(found.errors)
     origins = {key: place(key) for key in [*document.positions, *reader.origins] if key}
     return Configuration(settings, path, origins, frozenset(reader.secrets), tuple(found.warnings))
+
+
+def _problems_of_the_rest(data: Mapping[str, Any], place: crosschecks.Place, *, for_run: bool) -> list[Problem]:
+    """Return what does not agree among those values of a file that are valid, so that a person learns all at once.
+
+    A bad key or value takes its whole camera, sensor, model or section along: what would be said of the rest of that might
+    only follow from it, as "there is no zone" does from a misspelt `zones`.
+    """
+    rest = {
+        section: dict(values) if section in _ENTRIES and isinstance(values, Mapping) else values
+        for section, values in data.items()
+    }
+    removed: set[str] = set()
+    for key in yamlfile.invalid_keys(Settings, data):
+        section = str(key[0]) if key else ""
+        removed.update(_ENTRIES if section not in Settings.model_fields else {section})
+        if section in _ENTRIES and len(key) > 1 and section in rest:
+            rest[section].pop(key[1], None)
+        else:
+            rest.pop(section, None)
+    try:
+        settings = Settings.model_validate(rest)
+    except ValidationError:
+        return []
+    found = crosschecks.check(settings, place, for_run=for_run).errors
+    has_lost_pipelines = bool(removed & {"cameras", "sensors"})
+    return [
+        problem
+        for problem in found
+        if not (has_lost_pipelines and problem.key == "cameras")
+        and not ("models" in removed and problem.key.endswith(".model"))
+    ]
 
 
 class _Reader:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agent.errors import CandidateError
-from agent.inference.anomaly import decode_anomaly
+from agent.inference.decoders.anomaly import decode_anomaly
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1)], ids=str)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from agent.configfile import OVERRIDE, Configuration
+from agent.config.file import OVERRIDE, Configuration
 from agent.log import mask_url
 from agent.yamlfile import KeyPath, spell
 

@@ -6,11 +6,11 @@ import json
 import os
 from pathlib import Path
 
-from agent import configschema
+from agent.config import schema
 from agent.settings import Settings
 from agent.yamlfile import parse, validate
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->"
 
 
@@ -20,7 +20,7 @@ def write_wanted() -> bool:
 
 def test_committed_schema_is_current():
     """Run with HOLDFAST_WRITE_DOCS=1 to write it anew."""
-    file, text = DOCS / "holdfast.schema.json", json.dumps(configschema.schema(), indent=2, ensure_ascii=False) + "\n"
+    file, text = DOCS / "holdfast.schema.json", json.dumps(schema.schema(), indent=2, ensure_ascii=False) + "\n"
     if write_wanted():
         file.write_text(text)
     assert file.read_text() == text
@@ -28,7 +28,7 @@ def test_committed_schema_is_current():
 
 def test_reference_in_the_docs_is_current():
     """Every key with its type, default and meaning; HOLDFAST_WRITE_DOCS=1 writes it anew."""
-    file, text = DOCS / "configuration.md", configschema.reference()
+    file, text = DOCS / "configuration.md", schema.reference()
     before, _, rest = file.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     if write_wanted():
@@ -38,9 +38,9 @@ def test_reference_in_the_docs_is_current():
 
 def test_every_key_has_a_meaning():
     """A key without a word in the reference is a riddle."""
-    rows = [line.split(" | ") for line in configschema.reference().splitlines()[2:]]
+    rows = [line.split(" | ") for line in schema.reference().splitlines()[2:]]
     assert [row[0] for row in rows if not row[-1].strip(" |")] == []
-    assert "| `cameras.NAME.rules.NAME (dwell).for_s` | number > 0 | **required** |" in configschema.reference()
+    assert "| `cameras.NAME.rules.NAME (dwell).for_s` | number > 0 | **required** |" in schema.reference()
 
 
 def test_examples_in_the_docs_are_valid():

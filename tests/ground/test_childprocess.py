@@ -1,0 +1,57 @@
+"""Core's end of a conversation with a child that may hang, die or never listen."""
+
+from __future__ import annotations
+
+import queue
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.childprocess import WAITING_BYTES, Child
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return a function that starts a Python script as a child; gives it and what it says, its exit status last."""
+    children = []
+
+    def run(body: str) -> tuple[Child, queue.SimpleQueue]:
+        script = tmp_path / "child.py"
+        script.write_text("import json, sys, time\n" + body)
+        monkeypatch.setattr("agent.childprocess.command_line", lambda role: [sys.executable, str(script)])
+        said: queue.SimpleQueue = queue.SimpleQueue()
+        children.append(Child("test", on_message=said.put, on_exit=said.put))
+        return children[-1], said
+
+    yield run
+    for child in children:
+        child.kill()
+
+
+def test_messages_arrive_in_order_and_the_end_of_input_is_the_word_to_leave(start):
+    child, said = start("for line in sys.stdin: print(line, end='', flush=True)\n")
+    for number in range(500):
+        assert child.send({"number": number})
+    assert [said.get(timeout=20)["number"] for _ in range(500)] == list(range(500))
+    child.close_input()
+    assert said.get(timeout=20) == 0
+
+
+def test_child_that_does_not_listen_blocks_nobody_and_costs_bounded_memory(start):
+    """Core has one thread: if it waited for a full pipe, it could not even kill the child that does not read it."""
+    child, said = start("time.sleep(600)\n")
+    text = "x" * 100_000
+    sent = sum(child.send({"text": text}) for _ in range(200))
+    assert 0 < sent < 1 + (WAITING_BYTES + (1 << 17)) // len(text)
+    child.stop(grace_s=0.1)
+    assert said.get(timeout=20) == -9
+
+
+def test_message_to_a_child_that_has_gone_is_no_error(start):
+    """Its exit is told by `on_exit`, once."""
+    child, said = start("sys.exit(3)\n")
+    assert said.get(timeout=20) == 3
+    assert child.send({"is": "late"})
+    child.close_input()
+    assert said.empty()
