@@ -132,9 +132,12 @@ class Tracker:
 
     def _observe(self, detections: Detections, at_s: float, elapsed_s: float) -> None:
         """Predict, match in three rounds, begin new tracks with what is left."""
-        for entry in self._entries:
-            entry.is_seen = False
-        motion.predict(self._state, elapsed_s)
+        if self._entries:  # an empty scene is the usual one: it costs nothing
+            for entry in self._entries:
+                entry.is_seen = False
+            motion.predict(self._state, elapsed_s)
+        if not len(detections.scores):
+            return
         boxes, usable = _usable(detections)
         if not usable:
             return
@@ -189,6 +192,8 @@ class Tracker:
 
     def _prune(self) -> tuple[Track, ...]:
         """Drop tentative tracks that were missed once, and confirmed ones that were unseen for too long."""
+        if not self._entries:
+            return ()
         assert self._at_s is not None
         gone = [
             not entry.is_seen and (entry.id is None or self._at_s - entry.last_seen_s > self._lost_s)
