@@ -105,7 +105,7 @@ def test_events_of_a_device_with_a_wrong_clock_arrive_in_order_and_the_clock_is_
 ) -> None:
     """Boards without a battery wake in 1970; then a time service sets them, and the wall clock jumps, also back."""
     clock = ShiftedClock(datetime(year, 1, 2, tzinfo=UTC))
-    scene = {**SCENE, "source": "scene://conveyor?fps=10&frames=100"}
+    scene = {**SCENE, "source": "scene://conveyor?fps=10&frames=70"}
     config = planned.write_config(
         mqtt=broker_at(mosquitto.port), models={"m": {"bundle": "parcels"}}, cameras={"c": scene}
     )
