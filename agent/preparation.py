@@ -10,9 +10,9 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from agent import resources
+from agent.bundle.finding import find_bundle
 from agent.bundle.reader import Bundle, open_bundle
 from agent.clock import Clock
 from agent.device.facts import Facts
@@ -21,7 +21,7 @@ from agent.device.planstore import PlanStore
 from agent.device.probing import probe_facts
 from agent.device.profile import Profile
 from agent.device.profiles import load_profiles, select
-from agent.errors import HoldfastError, OperatorError
+from agent.errors import HoldfastError
 from agent.trial.planner import make_plan
 
 log = logging.getLogger(__name__)
@@ -70,24 +70,6 @@ class PreparationFailed:
 
 
 PreparationNote = FactsKnown | BundleOpened | TrialProgress | Prepared | PreparationFailed
-
-
-def find_bundle(name: str) -> Path:
-    """Return the folder of a built bundle: a path, or the name of one that ships with Holdfast.
-
-    Raises:
-        OperatorError: there is neither.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if name.replace("-", "").isalnum() and resources.shipped_bundle(name).is_dir():
-        return resources.shipped_bundle(name)
-    raise OperatorError(
-        "no such bundle folder, and no bundle of that name ships with Holdfast",
-        where=name,
-        hint="build one with `holdfast bundle build MODEL.onnx --output FOLDER`, or use `parcels` or `bearing`",
-    )
 
 
 class Preparation:

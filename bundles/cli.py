@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from agent.bundle.finding import find_bundle
 from agent.bundle.manifest import Accuracy, Manifest, ModelType
 from agent.bundle.reader import Bundle, blobs_of, open_bundle
 from agent.errors import OperatorError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Build bundles from models, look into them, verify them.", no_args_is_help=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-BundleArgument = Annotated[Path, typer.Argument(help="The folder of a built bundle.")]
+BundleArgument = Annotated[str, typer.Argument(help="The folder of a built bundle, or `parcels` or `bearing`.")]
 
 
 @app.command("build")
@@ -79,7 +80,7 @@ def build_command(
 @app.command()
 def inspect(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     """Show what a bundle holds: input, decoder, variants with their accuracy, and what was left out."""
-    opened = open_bundle(bundle, verify=False)
+    opened = open_bundle(find_bundle(bundle), verify=False)
     if as_json:
         _print_json({"digest": opened.digest, **opened.manifest.model_dump(mode="json")})
     else:
@@ -89,7 +90,7 @@ def inspect(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
 @app.command()
 def verify(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
     """Read every byte of a bundle and compare it with what the manifest pins."""
-    opened = open_bundle(bundle, verify=True)
+    opened = open_bundle(find_bundle(bundle), verify=True)
     blobs = list(blobs_of(opened.manifest))
     size_bytes = sum(blob.size_bytes for blob in blobs)
     if as_json:

@@ -104,14 +104,13 @@ def state(folder: Path | None, max_mb: float) -> Check:
 
 
 def _bundles(configuration: Configuration) -> Iterator[Check]:
+    from agent.bundle.finding import find_bundle
     from agent.bundle.reader import open_bundle
-    from agent.resources import shipped_bundle
 
     for name, model in configuration.settings.models.items():
-        folder = Path(model.bundle)
         title = f"bundle {name}"
         try:
-            bundle = open_bundle(folder if folder.is_absolute() else shipped_bundle(model.bundle))
+            bundle = open_bundle(find_bundle(model.bundle))
         except HoldfastError as error:
             yield failed(title, error)
             continue

@@ -84,26 +84,6 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def find_bundle(name: str) -> Path:
-    """Return the folder that `name` means, as in the configuration: a plain name that ships with Holdfast, else a path.
-
-    Raises:
-        OperatorError: there is neither.
-    """
-    from agent import resources
-
-    is_plain = not any(sign in name for sign in "/\\~.")
-    if is_plain and (shipped := resources.shipped_bundle(name)).is_dir():
-        return shipped
-    if (folder := Path(name).expanduser()).exists():
-        return folder
-    raise OperatorError(
-        "there is no such folder, and no bundle of this name ships with Holdfast",
-        where=name,
-        hint="name the folder of a built bundle; `holdfast bundle build` makes one",
-    )
-
-
 def _stored_plan(bundle: str, state_dir: Path | None) -> Plan:
     from agent.device.plan import plan_key
 
@@ -144,6 +124,7 @@ def _measure(bundle: Bundle, facts: Facts, profile: Profile, store: PlanStore, *
 
 
 def _open_bundle(name: str) -> Bundle:
+    from agent.bundle.finding import find_bundle
     from agent.bundle.reader import open_bundle
 
     return open_bundle(find_bundle(name))

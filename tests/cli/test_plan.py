@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from agent.cli.plan import app, find_bundle
+from agent.bundle.finding import find_bundle
+from agent.cli.plan import app
 from agent.errors import CandidateError, OperatorError
 
 
