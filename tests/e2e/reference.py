@@ -85,11 +85,11 @@ def yolox(path: Path, threshold: float, nms: float) -> Detector:
         tensor = canvas.transpose(2, 0, 1)[None].astype(np.float32)
         rows = session.run(None, {session.get_inputs()[0].name: tensor})[0][0]
         found = []
-        for (x, y, stride), row in zip(cells, rows, strict=True):
+        assert len(rows) == len(cells)
+        for index in np.flatnonzero(rows[:, 4] * rows[:, 5:].max(axis=1) >= threshold):
+            (x, y, stride), row = cells[index], rows[index]
             label = int(np.argmax(row[5:]))
             score = float(row[4] * row[5 + label])
-            if score < threshold:
-                continue
             centre_x, centre_y = (float(row[0]) + x) * stride, (float(row[1]) + y) * stride
             half_w, half_h = float(np.exp(row[2])) * stride / 2, float(np.exp(row[3])) * stride / 2
             corners = (centre_x - half_w, centre_y - half_h, centre_x + half_w, centre_y + half_h)

@@ -1,0 +1,34 @@
+"""The pages for people stay true: links lead somewhere, and every command is mentioned."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agent.cli.main import COMMANDS, FOREIGN_HELP
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [
+    page
+    for page in sorted(REPOSITORY.glob("*.md"))
+    + sorted(REPOSITORY.glob("docs/*.md"))
+    + sorted(REPOSITORY.glob("bundles/recipes/*/*.md"))
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """A page that names a file that was renamed is worse than none."""
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_every_command_is_on_a_page() -> None:
+    """Somebody who reads the pages knows what there is."""
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    commands = [*COMMANDS, *FOREIGN_HELP]
+    assert commands
+    assert not [command for command in commands if f"holdfast {command}" not in text]
