@@ -11,10 +11,7 @@ from agent.cli.main import COMMANDS, FOREIGN_HELP
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [
-    page
-    for page in sorted(REPOSITORY.glob("*.md"))
-    + sorted(REPOSITORY.glob("docs/*.md"))
-    + sorted(REPOSITORY.glob("bundles/recipes/*/*.md"))
+    page for pattern in ("*.md", "docs/*.md", "bundles/recipes/*/*.md") for page in sorted(REPOSITORY.glob(pattern))
 ]
 
 
