@@ -8,6 +8,7 @@ one means a non-zero exit.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ OUTAGE_S = 3.0
 SAMPLE_FRAMES = 48
 """Half for calibration, half for judging: enough to see a variant fail, soon enough for somebody who waits."""
 SHORTEST_WITH_OUTAGE_S = 10.0
+WEB_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+"""Rich's picture would fetch its font from a server; a picture in a README should not."""
 
 
 @app.callback(invoke_without_command=True)
@@ -145,7 +148,8 @@ class DemoRun:
         recorder = Console(record=True, width=150, file=None if console.is_terminal else console.file)
         recorder.print(self._screen())
         if capture:
-            capture.write_text(recorder.export_svg(title="holdfast demo"), "utf-8")
+            svg = recorder.export_svg(title="holdfast demo")
+            capture.write_text(WEB_FONTS.sub("", svg), "utf-8")
 
     def _run_core(self) -> None:
         try:

@@ -34,7 +34,7 @@ def _facts(facts: Facts | None) -> RenderableType:
         return Panel("looking at the hardware …", title="device")
     features = " ".join(sorted(facts.cpu.features & _TELLING)) or "no vector features that matter"
     lines = [
-        f"{facts.os} {facts.os_version} · {facts.architecture} {facts.board}".rstrip(),
+        f"{facts.os} · {facts.architecture} {facts.board}".rstrip(),
         f"{facts.cpu.model} · {facts.cpu.physical_cores} cores · {features}",
         f"memory {facts.memory_bytes // MIB} MiB · ONNX Runtime {facts.runtime_version} · "
         + ", ".join(sorted({f"{device.provider} ({device.device_type})" for device in facts.ep_devices})),
