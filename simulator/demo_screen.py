@@ -130,7 +130,7 @@ def _events(status: Status, account: Account) -> RenderableType:
     for column in ("seq", "time", "pipeline", "event", "what"):
         table.add_column(column, no_wrap=True)
     for event in account.events[-8:]:
-        table.add_row(*_event_cells(event))
+        table.add_row(*(Text(cell) for cell in _event_cells(event)))  # names are an operator's: no markup
     return table
 
 
@@ -145,5 +145,6 @@ def _event_cells(event: dict[str, Any]) -> tuple[str, str, str, str, str]:
         what += f" {data['value']:g}"
     if data.get("replayed"):
         what += " (kept while the broker was away)"
-    kind = f"{event['type'].rsplit('.', 1)[-1]} {data['phase']} [{data['rule']}]"
+    words = [event["type"].rsplit(".", 1)[-1], data.get("phase"), "·", data.get("rule")]  # a report of losses has no rule
+    kind = " ".join(word for word in words if word)
     return str(data["seq"]), event["time"][11:23], event["source"].rsplit("/", 1)[-1], kind, what.strip()
