@@ -6,7 +6,6 @@ Both listen on a loopback port of their own and are context managers.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any, Self
 from agent.clock import SystemClock
 from agent.errors import UnavailableError
 from simulator.certificates import Certificates
+from simulator.servicethread import ServiceThread
 
 READY_WITHIN_S = 10.0
 _PLACES = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
@@ -178,79 +178,32 @@ class Mosquitto:
         return [f"password_file {path}"]
 
 
-class EmbeddedBroker:
+class EmbeddedBroker(ServiceThread):
     """A broker inside this process (amqtt, MQTT 3.1.1 only), for the demo: nothing to install, nothing to trust.
 
     It does not answer MQTT 5, fires wills after clean disconnects, and keeps nothing. Never a reference for tests.
     """
 
     def __init__(self) -> None:
+        super().__init__("embedded broker", hint="install `holdfast[sim]`")
         self.host = "127.0.0.1"
         self.port = free_port()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._ready = threading.Event()
-        self._failure: BaseException | None = None
-        self._stop_wanted = asyncio.Event()
-
-    def start(self) -> None:
-        """Start it in a thread of its own and wait until it listens.
-
-        Raises:
-            UnavailableError: amqtt is not installed, or could not start.
-        """
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._ready.clear()
-        self._stop_wanted = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
-        self._thread.start()
-        self._ready.wait(READY_WITHIN_S)
-        if self._failure is not None:
-            raise UnavailableError(
-                f"the embedded broker did not start: {self._failure}", hint="install `holdfast[sim]`"
-            ) from self._failure
 
-    def stop(self) -> None:
-        """Stop it and forget everything."""
-        if self._thread is None:
-            return
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it ended by itself
-                self._loop.call_soon_threadsafe(self._stop_wanted.set)
-        self._thread.join(READY_WITHIN_S)
-        self._thread = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001  the top of a thread: told to whoever started it
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
+    async def serve(self, ready: Callable[[], None], stop_wanted: asyncio.Event) -> None:
         from amqtt.broker import Broker
 
-        self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(lambda _loop, _context: None)  # its own clean-up races are not ours to print
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, _context: None)  # its own clean-up races are not ours to print
         config: dict[str, Any] = {
             "listeners": {"default": {"type": "tcp", "bind": f"{self.host}:{self.port}", "max_connections": 100}},
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         }
-        broker = Broker(config, loop=self._loop)
+        broker = Broker(config, loop=loop)
         await broker.start()
-        self._ready.set()
-        await self._stop_wanted.wait()
+        ready()
+        await stop_wanted.wait()
         await broker.shutdown()
 
 

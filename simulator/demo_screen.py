@@ -145,6 +145,11 @@ def _event_cells(event: dict[str, Any]) -> tuple[str, str, str, str, str]:
         what += f" {data['value']:g}"
     if data.get("replayed"):
         what += " (kept while the broker was away)"
-    words = [event["type"].rsplit(".", 1)[-1], data.get("phase"), "·", data.get("rule")]  # a report of losses has no rule
+    words = [
+        event["type"].rsplit(".", 1)[-1],
+        data.get("phase"),
+        "·",
+        data.get("rule"),
+    ]  # a report of losses has no rule
     kind = " ".join(word for word in words if word)
     return str(data["seq"]), event["time"][11:23], event["source"].rsplit("/", 1)[-1], kind, what.strip()

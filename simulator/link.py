@@ -11,13 +11,10 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self
 
-from agent.errors import UnavailableError
+from simulator.servicethread import ServiceThread
 
 CHUNK_BYTES = 4096
 """Small, so that a rate limit is smooth."""
@@ -34,13 +31,14 @@ class Direction:
     stalled: bool = False
 
 
-class FaultyLink:
+class FaultyLink(ServiceThread):
     """A proxy on a loopback port in front of `host:port`.
 
     The switches may be turned from any thread at any time; data already on its way keeps the faults it met.
     """
 
     def __init__(self, host: str, port: int) -> None:
+        super().__init__("faulty link")
         self._target = (host, port)
         self.host = "127.0.0.1"
         self.port = 0
@@ -50,33 +48,9 @@ class FaultyLink:
         """Connections ever opened to the proxy."""
         self._directions = {"up": Direction(), "down": Direction()}
         self._partitioned = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._ready = threading.Event()
-        self._failure: BaseException | None = None
-        self._stop_wanted = asyncio.Event()
         self._changed = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
-        """Listen.
-
-        Raises:
-            UnavailableError: no port could be had.
-        """
-        self._thread = threading.Thread(target=self._run, name="faulty-link", daemon=True)
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise UnavailableError(f"the faulty link did not start: {self._failure}") from self._failure
-
-    def stop(self) -> None:
-        """Close every connection and the port."""
-        if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._stop_wanted.set)
-            self._thread.join(10)
-            self._thread = None
 
     def set(self, direction: str, **faults: object) -> None:
         """Change faults of `up` or `down`, as in `set("up", latency_s=0.3)`; the others stay."""
@@ -105,45 +79,23 @@ class FaultyLink:
         """Break every connection with RST, once."""
         self._call(self._reset_all)
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     # -- the proxy's own thread ---------------------------------------------------------------------------------
 
     def _call(self, change: Callable[[], None]) -> None:
-        """Run `change` in the proxy's thread and wait for it, so that the fault holds when the caller goes on."""
-        assert self._loop is not None, "the link was never started"
-        done = threading.Event()
+        """Make a change that holds when the caller goes on, and wake whoever waits for one."""
 
         def run() -> None:
             change()
             self._changed.set()
             self._changed = asyncio.Event()
-            done.set()
 
-        self._loop.call_soon_threadsafe(run)
-        done.wait()
+        self.call(run)
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001  the top of a thread: told to whoever started it
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    async def serve(self, ready: Callable[[], None], stop_wanted: asyncio.Event) -> None:
         server = await asyncio.start_server(self._accept, self.host, self.port)
         self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        await self._stop_wanted.wait()
+        ready()
+        await stop_wanted.wait()
         server.close()
         self._reset_all()
         for task in self._tasks:
@@ -176,14 +128,14 @@ class FaultyLink:
 
     async def _pump(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry bytes one way. Latency is kept by a queue of due times, so that it does not cut the rate."""
-        assert self._loop is not None
+        loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=1024)
         delivering = asyncio.create_task(self._deliver(name, queue, writer))
         try:
             while data := await reader.read(CHUNK_BYTES):
                 if not self._partitioned:
-                    await queue.put((self._loop.time() + self._directions[name].latency_s, data))
-            await queue.put((self._loop.time() + self._directions[name].latency_s, b""))
+                    await queue.put((loop.time() + self._directions[name].latency_s, data))
+            await queue.put((loop.time() + self._directions[name].latency_s, b""))
             await delivering
         finally:
             delivering.cancel()
@@ -191,10 +143,10 @@ class FaultyLink:
     async def _deliver(
         self, name: str, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
     ) -> None:
-        assert self._loop is not None
+        loop = asyncio.get_running_loop()
         while True:
             due, data = await queue.get()
-            await asyncio.sleep(max(0.0, due - self._loop.time()))
+            await asyncio.sleep(max(0.0, due - loop.time()))
             while self._directions[name].stalled and not self._partitioned:
                 await self._changed.wait()
             if not data:
