@@ -66,8 +66,10 @@ def _compare(name: str, plan: Plan, wanted: list[Candidate], times_ms: list[list
         note = f"{runs} runs each in turns: " + ", ".join(
             f"{candidate.label} {figure:.2f} ms" for candidate, figure in figures.items()
         )
+        # The plan promises the lowest p99; its p50 stands beside it for comparison.
+        goal = Goal("ratio", "≤", 1.05) if percent == 99 else None
         yield Figure(
-            f"plan for {name}, p{percent}", "ms", [figures[plan.chosen]], Goal("ratio", "≤", 1.05), [figures[best]],
+            f"plan for {name}, p{percent}", "ms", [figures[plan.chosen]], goal, [figures[best]],
             f"best: {best.label}", f"chose {plan.chosen.label}; {note}",
         )  # fmt: skip
 
