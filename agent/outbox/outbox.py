@@ -48,7 +48,7 @@ class OutboxStats:
     queued_bytes: int
     in_flight: int
     lost: Mapping[str, int]
-    """By cause, since the database was made: `drop_oldest thin_out drop_newest too_large disk_full invalid`."""
+    """By cause, since the database was made: `drop_oldest thin_out drop_newest too_large disk_full damaged invalid`."""
 
 
 class Outbox:
@@ -338,9 +338,17 @@ class Outbox:
         _count(self._losses, [quota.Entry(stored.seq, stored.pipeline, 0) for stored in lost], "disk_full")
 
     def _rebuild(self, error: DamagedDatabaseError, now: float) -> list[Action]:
-        """Set the damaged database aside while running; what cannot be read from it is lost, and said."""
+        """Set the damaged database aside while running; what cannot be read from it is lost, counted and said.
+
+        An event that was delivered and not yet deleted counts as lost too: which ones those were is lost as well.
+        """
         log.error("%s", error)
+        before = self._store.waiting()
         recovery = self._store.rebuild(error.message)
+        after = self._store.waiting()
+        for pipeline, count in before.items():
+            if count > after.get(pipeline, 0):
+                self._losses.add(pipeline, "damaged", count - after.get(pipeline, 0), 0, 0)
         self._losses.save_all()
         actions: list[Action] = [_rebuilt(recovery)]
         actions += self._deliver(lambda: self._delivery.restart(now), now)

@@ -144,6 +144,10 @@ class EventStore:
             rows = self._connection.execute("SELECT * FROM losses").fetchall()
         return [Loss(*row) for row in rows]
 
+    def waiting(self) -> dict[str, int]:
+        """Return how many events wait, by pipeline."""
+        return {pipeline: count for pipeline, (count, _) in self._queue.items()}
+
     def pipelines(self) -> list[str]:
         """Return the pipelines that have events waiting."""
         return sorted(self._queue)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -320,3 +321,21 @@ def test_file_shrinks_after_draining(bench: Bench) -> None:
     assert grown > 8 << 20
     assert bench.paths.database.stat().st_size < 2 << 20
     assert bench.outbox.next_wakeup is None
+
+
+def test_database_damaged_while_running_is_begun_anew_and_every_lost_event_counted(bench: Bench) -> None:
+    """A worn SD card gives no warning; what it took must not be missing without a word."""
+    bench.record(count=1000, label="x" * 4000)  # more than SQLite's page cache holds
+    bench.commit()
+    for path in (bench.paths.database, bench.paths.database.with_name("holdfast.db-wal")):
+        path.write_bytes(os.urandom(path.stat().st_size))
+    bench.connect()
+    bench.record(label="after")
+    bench.commit()
+    delivered = bench.answer_all()
+
+    assert "database-rebuilt" in bench.conditions
+    assert any(b"dev.holdfast.loss" in publish.payload and b'"damaged"' in publish.payload for publish in delivered)
+    assert bench.outbox.stats().lost == {"damaged": 1000}
+    assert any(b'"label":"after"' in publish.payload for publish in delivered)
+    assert min(publish.seq for publish in delivered) > 1000
