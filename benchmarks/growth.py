@@ -21,7 +21,7 @@ from benchmarks.table import Figure, Goal, Line
 from benchmarks.worker import camera_job, run_worker
 
 FRAMES, QUICK_FRAMES = 200_000, 40_000
-FRAMES_IN_FILE = 2_000
+FRAMES_IN_FILE = 20_000
 WARM_SHARE = 0.1
 BEATS = 5
 """Heartbeats whose median is the memory at one moment."""

@@ -1,9 +1,9 @@
 """From facts, a profile and a bundle to a measured plan: the order of the steps. `agent.device.planning` has the rules.
 
 A stored plan is taken as it is. Otherwise each candidate gets a trial, one after another so that none disturbs another,
-within the profile's time budget. Then those whose p99 is within 15 % of the best are measured again in turns, since one
-measurement repeats only to that: noise comes and goes over seconds, and turns spread it evenly. Noise only ever adds
-time, so each candidate keeps its lowest p99.
+within the profile's time budget. Then those whose p99 is within 25 % of the best are measured again in turns, since one
+measurement repeats only to that: noise comes and goes over seconds, and turns spread it evenly. Each candidate keeps the
+trial with its median p99: the lowest would favour whichever is sometimes lucky, and a long tail is what p99 is about.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol
 from agent.bundle.reader import Bundle
 from agent.clock import Clock
 from agent.device.facts import Facts
-from agent.device.plan import Candidate, Measurement, Outcome, Plan, plan_key
+from agent.device.plan import Candidate, Outcome, Plan, plan_key
 from agent.device.planning import candidates, choose, judge, still_holds
 from agent.device.planstore import PlanStore
 from agent.device.profile import Limits, Profile
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[Candidate | Outcome], None]
 """Told of a candidate when its trial begins, and of the outcome when it ends."""
 
-CONTENDER_P99 = 1.15
+CONTENDER_P99 = 1.25
 """Candidates within this factor of the best p99 are measured again."""
 MOST_CONTENDERS = 3
 ROUNDS = 2
@@ -118,15 +118,15 @@ class _Measuring:
         return outcomes
 
     def settle(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Measure those that are close to the best again, in turns, and keep each one's lowest p99."""
+        """Measure those that are close to the best again, in turns, and keep each one's trial with the median p99."""
         contenders = self._contenders(outcomes)
-        best = {outcome.candidate: outcome for outcome in outcomes}
+        trials = {outcome.candidate: [outcome] for outcome in outcomes}
         for _ in range(ROUNDS if len(contenders) > 1 else 0):
             for candidate in contenders:
                 if self.stop.is_set() or self._budget_spent():
                     break
-                best[candidate] = _quieter(best[candidate], self._trial(candidate))
-        return list(best.values())
+                trials[candidate].append(self._trial(candidate))
+        return [_typical(of_one) for of_one in trials.values()]
 
     def _trial(self, candidate: Candidate) -> Outcome:
         self.progress(candidate)
@@ -161,13 +161,12 @@ class _Measuring:
         return self.clock.monotonic() - self.started_s >= self.profile.tune.budget_s
 
 
-def _quieter(first: Outcome, second: Outcome) -> Outcome:
-    """Return the outcome with the lower p99. A refusal in a later round stands: it crashed once, it will again."""
-
-    def p99_ms(measurement: Measurement | None) -> float:
-        return measurement.p99_ms if measurement else float("-inf")
-
-    return min(first, second, key=lambda outcome: p99_ms(outcome.measurement))
+def _typical(trials: Sequence[Outcome]) -> Outcome:
+    """Return the trial with the median p99 (of two: the higher). A refusal stands: what crashed once will again."""
+    refused = [each for each in trials if each.measurement is None]
+    if refused:
+        return refused[0]
+    return sorted(trials, key=lambda each: each.measurement.p99_ms if each.measurement else 0.0)[len(trials) // 2]
 
 
 def _rfc3339(clock: Clock) -> str:
