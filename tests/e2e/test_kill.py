@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Holdfast
 
 IS_SOAK = os.environ.get("HOLDFAST_SOAK") == "1"
-pytestmark = pytest.mark.timeout(3600 if IS_SOAK else 240)
+pytestmark = pytest.mark.timeout(3600 if IS_SOAK else 300)
 Printer = Callable[..., None]
 
 
