@@ -9,7 +9,7 @@ ARGS   ?=
 demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 	$(BIN)/holdfast demo $(ARGS)
 
-test: $(VENV)/.dev lint types imports ## Everything that CI checks
+test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test
 	$(BIN)/pytest $(ARGS)
 
 soak: $(VENV)/.dev ## 200 + 200 times kill -9, about half an hour

@@ -20,7 +20,7 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """The files and folders of one device's state. Only `cache` may be deleted at any time."""
+    """The files and folders of one device's state. Only `plans` may be deleted at any time: they are measured again."""
 
     root: Path
 
@@ -49,11 +49,6 @@ class StatePaths:
         """Held by the one core process that may write here."""
         return self.root / "lock"
 
-    @property
-    def cache(self) -> Path:
-        """Prepared models; deleted at any time, rebuilt when missing."""
-        return self.root / "cache"
-
 
 def default_state_folder() -> Path:
     """Return systemd's STATE_DIRECTORY, else /var/lib/holdfast for root, else the user's state folder."""
@@ -76,8 +71,7 @@ def open_state(folder: Path | None = None) -> StatePaths:
         probe = root / f".write-test-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
-        for child in ("plans", "cache"):
-            (root / child).mkdir(exist_ok=True)
+        (root / "plans").mkdir(exist_ok=True)
     except OSError as error:
         raise StateError(
             f"the state folder cannot be written: {error.strerror or error}",

@@ -12,11 +12,6 @@ def runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
-def available_providers() -> tuple[str, ...]:
-    """Return the providers built into this runtime, in its own order."""
-    return tuple(onnxruntime.get_available_providers())
-
-
 def ep_devices() -> tuple[EpDevice, ...]:
     """Return each device that a registered execution provider can drive, sorted: the order must not move a fingerprint.
 

@@ -32,11 +32,6 @@ class Sequence:
         self._reserved = self._next
         self._reserve()
 
-    @property
-    def upcoming(self) -> int:
-        """The number that `take` gives next."""
-        return self._next
-
     def take(self) -> int:
         """Return a number that was never used.
 
