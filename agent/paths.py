@@ -26,7 +26,7 @@ class StatePaths:
 
     @property
     def database(self) -> Path:
-        """The SQLite database: outbox and, later, update journal."""
+        """The SQLite database of the outbox."""
         return self.root / "holdfast.db"
 
     @property
@@ -43,6 +43,16 @@ class StatePaths:
     def identity(self) -> Path:
         """The device's id, made at the first start."""
         return self.root / "device-id"
+
+    @property
+    def updates(self) -> Path:
+        """What the updater remembers: a record a model, the trusted metadata, the history, an operator's requests."""
+        return self.root / "updates"
+
+    @property
+    def bundles(self) -> Path:
+        """The bundles that came by releases: `<digest>/manifest.json` each, and `blobs/<sha256>` that they share."""
+        return self.root / "bundles"
 
     @property
     def lock(self) -> Path:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agent.mqtt.settings import MqttSettings
 from agent.outbox.settings import OutboxSettings
 from agent.pipeline.settings import CameraSettings, ModelSettings, SensorSettings
+from agent.update.settings import UpdateSettings
 
 PipelineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 
@@ -37,6 +38,8 @@ class Settings(BaseModel):
     """Where the outbox and the plans are kept; the platform's state folder where it is not given."""
     mqtt: MqttSettings | None = None
     outbox: OutboxSettings = OutboxSettings()
+    update: UpdateSettings | None = None
+    """Where signed releases come from; without it a device runs what is on it."""
     models: dict[PipelineName, ModelSettings] = {}
     """By a name of your own."""
     cameras: dict[PipelineName, CameraSettings] = {}

@@ -7,7 +7,7 @@ uv=.venv/bin/uv
 command -v "$uv" >/dev/null || uv=uv
 pin() {
     "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-        pyproject.toml requirements/backend.in --extra build --extra sim "$@"
+        pyproject.toml requirements/backend.in --extra build --extra release --extra sim "$@"
 }
 pin --extra train --extra dev --output-file requirements/dev.txt
 pin --constraint requirements/dev.txt --output-file requirements/run.txt

@@ -1,0 +1,1 @@
+"""Signed release → active bundle: trust, transports, staging, slots, switch, probation."""

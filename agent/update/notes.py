@@ -1,0 +1,97 @@
+"""What the updater's own thread posts to core's queue, and what core tells the updater. Values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from agent.update.record import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The channel was read: what this device should run, or None where no assignment selects it."""
+
+    model: str
+    release: int
+    slot: Slot | None
+    waits_for: str = ""
+    """Why an assignment is not taken now (`not before …`, `outside the window …`); the device asks again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFailed:
+    """No transport answered, or what came was not signed as it must be."""
+
+    model: str
+    reason: str
+    is_attack: bool = False
+    """What came was wrong, not merely absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """How far a download is."""
+
+    model: str
+    done_bytes: int
+    total_bytes: int
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Every byte of the candidate is in the store, verified and durable."""
+
+    model: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """`is_final`: the release itself is bad (a manifest that is no manifest), fetching again is pointless."""
+
+    model: str
+    digest: str
+    reason: str
+    is_final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """The candidate passed its trial. `prepared` is opaque here: the app's own value (bundle and plan)."""
+
+    model: str
+    digest: str
+    prepared: Any
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRefused:
+    """The candidate did not pass: crash, hang, NaN, wrong answers, too slow, too large."""
+
+    model: str
+    digest: str
+    reason: str
+
+
+WorkNote = Checked | CheckFailed | FetchProgress | Staged | FetchFailed | Tried | TrialRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the worker of one model is at this moment, once a second, from core's supervision."""
+
+    running_s: float
+    """How long the present process has been running with the present bundle."""
+    samples: int
+    """Of its slowest pipeline that has samples at all, since the switch."""
+    crashes: int
+    """Exits of the worker that nobody asked for, since the switch."""
+    last_failure: str
+    invalid_answers: int
+    """NaN, wrong shapes and the like, since the switch."""
+    p99_ms: float | None
+    """Of `infer`."""
+    rss_bytes: int | None
+    is_stalled: bool = False
