@@ -109,6 +109,9 @@ def _bundles(configuration: Configuration) -> Iterator[Check]:
 
     for name, model in configuration.settings.models.items():
         title = f"bundle {name}"
+        if model.bundle is None:
+            yield Check(title, "ok", f"comes by the releases of the channel {model.channel}")
+            continue
         try:
             bundle = open_bundle(find_bundle(model.bundle))
         except HoldfastError as error:

@@ -33,6 +33,7 @@ def check(settings: Settings, place: Place, *, for_run: bool = True) -> Found:
     if for_run:
         found.errors.extend(_nothing_to_do(settings, place))
         found.errors.extend(_missing_bundles(settings, place))
+        found.errors.extend(_no_way_to_releases(settings, place))
     found.errors.extend(_half_a_certificate(settings, place))
     found.errors.extend(_names_used_twice(settings, place))
     for path, pipeline in _pipelines(settings):
@@ -40,6 +41,7 @@ def check(settings: Settings, place: Place, *, for_run: bool = True) -> Found:
         found.errors.extend(_rules_of(path, pipeline, place))
         found.warnings.extend(_missing_source(path, pipeline, place))
     found.warnings.extend(_idle_models(settings, place))
+    found.warnings.extend(_nobody_follows(settings, place))
     return found
 
 
@@ -77,6 +79,8 @@ def _half_a_certificate(settings: Settings, place: Place) -> Iterator[Problem]:
 
 def _missing_bundles(settings: Settings, place: Place) -> Iterator[Problem]:
     for name, model in settings.models.items():
+        if model.bundle is None:
+            continue
         folder = Path(model.bundle) if Path(model.bundle).is_absolute() else shipped_bundle(model.bundle)
         if not (folder / "manifest.json").is_file():
             path: KeyPath = ("models", name, "bundle")
@@ -84,6 +88,30 @@ def _missing_bundles(settings: Settings, place: Place) -> Iterator[Problem]:
                 f"there is no built bundle in {folder}" if folder.is_dir() else f"there is no bundle {model.bundle}"
             )
             yield Problem(place(path), spell(path), message, "name the folder that `holdfast bundle build` made")
+
+
+def _no_way_to_releases(settings: Settings, place: Place) -> Iterator[Problem]:
+    followed = [name for name, model in settings.models.items() if model.channel is not None]
+    update = settings.update
+    if update is None:
+        for name in followed:
+            path: KeyPath = ("models", name, "channel")
+            hint = "add `update: {root: root.json}`; `holdfast release init` makes that file"
+            yield Problem(place(path), spell(path), "there is no `update:` section, so releases come from nowhere", hint)
+        return
+    if not update.root.is_file():
+        path = ("update", "root")
+        hint = "copy the repository's first root.json here; it says who may sign releases"
+        yield Problem(place(path), spell(path), f"there is no file {update.root}", hint)
+    if "mqtt" in update.transports and settings.mqtt is None:
+        path = ("update", "transports")
+        yield Problem(place(path), spell(path), "`mqtt` needs the section `mqtt:`", "add `mqtt: {host: …}`")
+
+
+def _nobody_follows(settings: Settings, place: Place) -> Iterator[Problem]:
+    if settings.update is not None and not any(model.channel for model in settings.models.values()):
+        hint = "give a model a `channel:`"
+        yield Problem(place(("update",)), "update", "no model follows a channel, so no release is ever taken", hint)
 
 
 def _names_used_twice(settings: Settings, place: Place) -> Iterator[Problem]:

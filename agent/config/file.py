@@ -237,6 +237,10 @@ def resolve_paths(data: MutableMapping[str, Any], folder: Path) -> None:
     tls = mqtt.get("tls") if isinstance(mqtt, dict) else None
     for key in ("ca", "cert", "key"):
         _resolve(tls, key, folder)
+    update = data.get("update")
+    _resolve(update, "root", folder)
+    if isinstance(update, dict) and isinstance(transports := update.get("transports"), list):
+        update["transports"] = [_resolved_transport(each, folder) for each in transports]
     for model in _mappings(data.get("models")):
         if isinstance(bundle := model.get("bundle"), str) and not is_shipped_name(bundle, folder):
             _resolve(model, "bundle", folder)
@@ -255,6 +259,11 @@ def is_shipped_name(bundle: str, folder: Path) -> bool:
 def _resolve(values: object, key: str, folder: Path) -> None:
     if isinstance(values, dict) and isinstance(text := values.get(key), str) and text:
         values[key] = str(folder / Path(text).expanduser())
+
+
+def _resolved_transport(name: object, folder: Path) -> object:
+    is_folder = isinstance(name, str) and name != "mqtt" and not _SCHEME.match(name)
+    return str(folder / Path(str(name)).expanduser()) if is_folder else name
 
 
 def _mappings(section: object) -> list[dict[str, Any]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from agent.events.settings import RuleSettings, SensorRuleSettings, ZoneSettings
 from agent.sources.settings import CameraSource, SensorSource
+from agent.update.settings import ChannelName
 
 
 class CameraSettings(CameraSource):
@@ -37,5 +40,14 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundle: str
-    """The folder of a built bundle, or the name of one that ships with Holdfast (`parcels`, `bearing`)."""
+    bundle: str | None = None
+    """The folder of a built bundle, or the name of one that ships with Holdfast (`parcels`, `bearing`). With a channel: what
+    runs until its first release is there."""
+    channel: ChannelName | None = None
+    """Follow this channel of the release repository (`update:`): its signed releases say what runs."""
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if self.bundle is None and self.channel is None:
+            raise ValueError("a model needs `bundle:`, or `channel:`, or both")
+        return self

@@ -19,6 +19,7 @@ class ProbationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Of time in which samples came through."""
     samples: Annotated[int, Field(ge=0)] = 500
     """Frames or windows that went through the new model, in each pipeline that has samples at all."""
 
