@@ -12,7 +12,7 @@ import logging
 import queue
 import signal
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from agent.backoff import Backoff
@@ -29,7 +29,7 @@ from agent.outbox.envelope import Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.store import EventStore
 from agent.paths import StatePaths, hold_state, open_state
-from agent.pipeline.jobs import pipelines_by_model, sensor_topics
+from agent.pipeline.jobs import pipelines_by_model, sensor_topics, with_overrides
 from agent.pipeline.messages import Job
 from agent.pipeline.workers import WorkerNote, Workers
 from agent.preparation import (
@@ -39,11 +39,16 @@ from agent.preparation import (
     PreparationFailed,
     PreparationNote,
     Prepared,
+    Preparer,
     TrialProgress,
+    Wanted,
 )
 from agent.reporting import Reporter
 from agent.settings import Settings
 from agent.status import LinkStatus, Status
+from agent.update.notes import WorkNote
+from agent.update.record import Slot
+from agent.updating import Updating
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +63,7 @@ NOTES_A_TURN = 256
 NOTES_AHEAD = 4096
 """Worker messages that may wait for core: then the workers wait, so that a slow disk does not fill the memory."""
 
-Note: TypeAlias = LinkMessage | WorkerNote | PreparationNote | None
+Note: TypeAlias = LinkMessage | WorkerNote | PreparationNote | WorkNote | None
 """What comes through the queue; None asks to stop."""
 
 
@@ -95,12 +100,17 @@ class Core:
         )
         self._pipelines = pipelines_by_model(settings.cameras, settings.sensors, list(settings.models))
         self._workers = Workers(
-            post=self._post_worker_note, on_event=self._record, conditions=self._conditions, clock=clock, random=random
+            post=self._post_worker_note,
+            on_event=self._record,
+            on_swap=self._swap_ended,
+            conditions=self._conditions,
+            clock=clock,
+            random=random,
         )
-        self._plans = PlanStore(paths.plans)
-        self._preparation: Preparation | None = None
+        self._preparer = Preparer(settings.device.profile, PlanStore(paths.plans), clock)
+        self._preparations: list[Preparation] = []
         self._preparation_backoff = Backoff(random, first_s=30.0, limit_s=600.0)
-        self._prepare_again: dict[str, float] = {}
+        self._prepare_again: dict[str, tuple[float, Wanted]] = {}
         self._topics = Topics(settings.mqtt.topic_prefix if settings.mqtt else "holdfast", self._device_id)
         self._sensor_topics = sensor_topics(settings.sensors)
         self._link = self._make_link(random)
@@ -111,12 +121,24 @@ class Core:
         self._next_status_s = 0.0
         self._reporter = Reporter(
             self._device_id,
-            bundles={name: settings.models[name].bundle for name in self._pipelines},
+            bundles={name: settings.models[name].bundle or "" for name in self._pipelines},
             pipelines=self._pipeline_models,
             conditions=self._conditions,
             clock=clock,
             topics=self._topics,
             link=self._link,
+        )
+        self._updating = Updating.of(
+            settings,
+            paths,
+            self._topics,
+            pipelines=self._pipelines,
+            preparer=self._preparer,
+            conditions=self._conditions,
+            clock=clock,
+            random=random,
+            post=self._notes.put,
+            switch=self._switch,
         )
 
     @property
@@ -143,11 +165,16 @@ class Core:
         self._carry_out(self._outbox.start(self._clock.monotonic()))
         if self._link:
             self._link.start()
-        self._prepare({name: self._settings.models[name].bundle for name in self._pipelines})
+        if self._updating:
+            self._updating.start()
+        self._prepare([wanted for model in self._pipelines if (wanted := self._wanted_at_start(model))])
 
     def _work(self) -> bool:
         """Wait for something to happen, deal with all of it, do what is due. Return whether to go on."""
-        wakeups = [self._outbox.next_wakeup, self._workers.tick(), self._next_status_s, *self._prepare_again.values()]
+        wakeups = [self._outbox.next_wakeup, self._workers.tick(), self._next_status_s]
+        wakeups += [at_s for at_s, _ in self._prepare_again.values()]
+        if self._updating:
+            wakeups.append(self._updating.tick())
         next_s = min(wakeup for wakeup in wakeups if wakeup is not None)
         with contextlib.suppress(queue.Empty):
             note = self._notes.get(timeout=max(0.0, next_s - self._clock.monotonic()))
@@ -167,14 +194,18 @@ class Core:
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + STATUS_PERIOD_S
             self._reporter.refresh(self._workers, self._outbox.stats())
+            if self._updating:
+                self._updating.look(self._workers, self._link)
 
     def _finish(self) -> None:
         """Workers first, so that what they still say is recorded; then the outbox; the farewell to the broker last."""
-        if self._preparation:
-            self._preparation.stop()
+        for preparation in self._preparations:
+            preparation.stop()
+        if self._updating:
+            self._updating.stop()
         self._workers.stop(WORKERS_GRACE_S)
-        if self._preparation:
-            self._preparation.join(PREPARATION_GRACE_S)
+        for preparation in self._preparations:
+            preparation.join(PREPARATION_GRACE_S)
         self._take_last_words()
         self._bid_farewell()
         self._reporter.refresh(self._workers, self._outbox.stats())
@@ -244,22 +275,26 @@ class Core:
                 self._reporter.set_facts(facts)
                 for finding in facts.findings:
                     self._conditions.set(f"probe/{finding.probe}", "info", finding.text)
-            case BundleOpened(model, bundle):
-                self._reporter.update_model(model, version=bundle.manifest.version, digest=bundle.digest)
+            case BundleOpened(wanted, bundle):
+                self._reporter.update_model(
+                    wanted.model, bundle=wanted.bundle, version=bundle.manifest.version, digest=bundle.digest
+                )
             case TrialProgress(model, Candidate() as candidate):
                 self._reporter.update_model(model, trying=candidate)
             case TrialProgress(model, Outcome() as outcome):
                 self._reporter.add_outcome(model, outcome)
             case Prepared():
                 self._run_model(note)
-            case PreparationFailed(model, error):
-                self._conditions.set(f"model-unusable/{model}", "error", str(error))
-                log.error("model %s cannot run: %s", model, error)
-                self._prepare_again[model] = now_s + self._preparation_backoff.next_delay_s()
+            case PreparationFailed(wanted, error):
+                self._cannot_run(wanted, str(error), now_s)
+            case _ if self._updating:
+                self._updating.deal_with(note)
 
     def _take_message(self, topic: str, payload: bytes, now_s: float) -> None:
         if topic == self._topics.ack:
             self._carry_out(self._outbox.consumer_acknowledged(payload, now_s))
+        if topic == self._topics.release_hint and self._updating:
+            self._updating.hint(payload)
         for pipeline, pattern in self._sensor_topics.items():
             if topic_matches(pattern, topic):
                 self._workers.send_payload(pipeline, self._clock.now(), payload)
@@ -288,22 +323,62 @@ class Core:
 
     # -- models ------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, models: Mapping[str, str]) -> None:
-        self._preparation = Preparation(
-            models, self._settings.device.profile, self._plans, self._clock, post=self._notes.put
-        )
-        self._preparation.start()
+    def _wanted_at_start(self, model: str) -> Wanted | None:
+        """What the last release left, else the operator's bundle; None where the first release has yet to come."""
+        if self._updating and (slot := self._updating.active(model)):
+            return self._updating.wanted(model, slot)
+        return self._factory(model)
+
+    def _factory(self, model: str) -> Wanted | None:
+        name, bundle = f"no-bundle-yet/{model}", self._settings.models[model].bundle
+        if bundle is None:
+            channel = self._settings.models[model].channel
+            self._conditions.set(name, "info", f"waiting for the first release of the channel {channel}")
+            return None
+        return Wanted(model, bundle)
+
+    def _prepare(self, wanted: Sequence[Wanted]) -> None:
+        preparation = Preparation(wanted, self._preparer, post=self._notes.put)
+        self._preparations = [each for each in self._preparations if each.is_running] + [preparation]
+        preparation.start()
 
     def _prepare_what_is_due(self, now_s: float) -> None:
-        due = [model for model, at_s in self._prepare_again.items() if now_s >= at_s]
-        if due and not (self._preparation and self._preparation.is_running):
-            for model in due:
-                del self._prepare_again[model]
-            self._prepare({model: self._settings.models[model].bundle for model in due})
+        due = [wanted for at_s, wanted in self._prepare_again.values() if now_s >= at_s]
+        for wanted in due:
+            del self._prepare_again[wanted.model]
+        if due:
+            self._prepare(due)
+
+    def _switch(self, model: str, slot: Slot | None) -> None:
+        """The updater wants another bundle to run: verify it again, and let the worker swap between two samples."""
+        self._prepare_again.pop(model, None)
+        wanted = self._updating.wanted(model, slot) if self._updating and slot else self._factory(model)
+        if wanted is None:
+            self._workers.remove(model)
+            self._swap_ended(model, None)
+        else:
+            self._prepare([wanted])
+
+    def _cannot_run(self, wanted: Wanted, reason: str, now_s: float) -> None:
+        log.error("model %s cannot run %s: %s", wanted.model, wanted.bundle, reason)
+        self._conditions.set(f"model-unusable/{wanted.model}", "error", reason)
+        if self._updating and wanted.slot:
+            self._updating.switch_failed(wanted.model, reason)
+        else:
+            self._prepare_again[wanted.model] = now_s + self._preparation_backoff.next_delay_s(), wanted
+
+    def _swap_ended(self, model: str, error: str | None) -> None:
+        if self._updating is None or not self._updating.follows(model):
+            return
+        if error is None:
+            self._updating.switched(model)
+        else:
+            self._updating.switch_failed(model, error)
 
     def _run_model(self, prepared: Prepared) -> None:
-        model, plan, manifest = prepared.model, prepared.plan, prepared.bundle.manifest
+        model, plan, manifest = prepared.wanted.model, prepared.plan, prepared.bundle.manifest
         self._conditions.clear(f"model-unusable/{model}")
+        self._conditions.clear(f"no-bundle-yet/{model}")
         chosen = plan.chosen
         self._reporter.update_model(
             model,
@@ -317,13 +392,22 @@ class Core:
             manifest.name, manifest.version, prepared.bundle.digest, chosen.variant, chosen.provider
         )
         log.info("model %s: %s: %s", model, chosen.label, plan.reason)
-        self._workers.add(Job(model, str(prepared.bundle.folder), chosen, self._pipelines[model]))
+        pipelines = self._pipelines[model]
+        if prepared.wanted.slot:
+            pipelines = with_overrides(pipelines, prepared.wanted.slot.pipelines)
+        job = Job(model, str(prepared.bundle.folder), chosen, pipelines)
+        if model in self._workers.models:
+            self._workers.swap(job)
+        else:
+            self._workers.add(job)
+            self._swap_ended(model, None)
 
     def _make_link(self, random: Random) -> Link | None:
         if self._settings.mqtt is None:
             self._conditions.set("no-broker", "info", "no `mqtt:` section: events are kept on this device only")
             return None
-        subscriptions = [self._topics.ack, *dict.fromkeys(self._sensor_topics.values())]
+        hints = [self._topics.release_hint] if self._settings.update else []
+        subscriptions = [self._topics.ack, *hints, *dict.fromkeys(self._sensor_topics.values())]
         return Link(
             self._settings.mqtt,
             self._topics,

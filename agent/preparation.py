@@ -1,30 +1,44 @@
-"""From names in the operator's file to something that can run: facts, then for each model its bundle and its plan.
+"""From a model to something that can run: facts and profile once, then for each model its bundle and its plan.
 
-Takes: the models. Gives, by callbacks: the facts, each trial as it ends, and for each model a bundle with a plan or the
-error that stops it. Runs in one thread of core and does all of its heavy work in child processes.
+`Preparer` does it in the caller's thread and all of its heavy work in child processes; one model at a time, since
+trials must not disturb each other's timing. `Preparation` is the thread that does it for core and posts notes.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent import resources
 from agent.bundle.finding import find_bundle
+from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle, open_bundle
 from agent.clock import Clock
 from agent.device.facts import Facts
 from agent.device.plan import Candidate, Outcome, Plan
+from agent.device.planning import candidates
 from agent.device.planstore import PlanStore
 from agent.device.probing import probe_facts
 from agent.device.profile import Profile
 from agent.device.profiles import load_profiles, select
-from agent.errors import HoldfastError
+from agent.errors import BundleError, HoldfastError
 from agent.trial.planner import make_plan
+from agent.update.record import Slot
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a model should run: a bundle that a release brought (`slot`), or the operator's own (None)."""
+
+    model: str
+    bundle: str
+    """A folder, or the name of one that ships with Holdfast."""
+    slot: Slot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +52,7 @@ class FactsKnown:
 class BundleOpened:
     """A model's bundle is there and every byte of it is right."""
 
-    model: str
+    wanted: Wanted
     bundle: Bundle
 
 
@@ -54,7 +68,7 @@ class TrialProgress:
 class Prepared:
     """A model can run."""
 
-    model: str
+    wanted: Wanted
     bundle: Bundle
     plan: Plan
     was_stored: bool
@@ -65,35 +79,98 @@ class Prepared:
 class PreparationFailed:
     """A model cannot run now."""
 
-    model: str
+    wanted: Wanted
     error: HoldfastError
 
 
 PreparationNote = FactsKnown | BundleOpened | TrialProgress | Prepared | PreparationFailed
+Post = Callable[[PreparationNote], None]
+
+
+class StoppedPreparingError(HoldfastError):
+    """The stop event was set."""
+
+
+class Preparer:
+    """Facts and profile of this device, probed once, and the trials. Any thread may use it; one at a time measures.
+
+    Args:
+        profile: The device profile that the operator named, if any.
+        store: Where plans are kept.
+    """
+
+    def __init__(self, profile: str | None, store: PlanStore, clock: Clock) -> None:
+        self._profile_name = profile
+        self._store = store
+        self._clock = clock
+        self._measuring = threading.Lock()
+        self._known: tuple[Facts, Profile] | None = None
+
+    def device(self, stop: threading.Event) -> tuple[Facts, Profile]:
+        """Return what this device is and the profile that fits it.
+
+        Raises:
+            HoldfastError: the profiles do not fit; or the probe was stopped.
+        """
+        if self._known is None:
+            facts = probe_facts(stop=stop)
+            if stop.is_set():
+                raise StoppedPreparingError("stopped while looking at the hardware")
+            self._known = facts, select(facts, load_profiles([resources.device_profiles()]), self._profile_name).profile
+        return self._known
+
+    def variants_for(self, manifest: Manifest, stop: threading.Event) -> frozenset[str]:
+        """Return the variants of a bundle that a plan for this device may choose: the others need not be fetched."""
+        found, _ = candidates(*self.device(stop), manifest)
+        return frozenset(candidate.variant for candidate in found)
+
+    def prepare(self, wanted: Wanted, stop: threading.Event, post: Post) -> Prepared:
+        """Open the bundle, check what will be used of it, and return it with a stored or a measured plan.
+
+        Raises:
+            BundleError: the bundle is damaged, or not what the release says.
+            CandidateError: nothing can run it here; each refusal is in the text.
+            StoppedPreparingError: `stop` was set.
+        """
+        with self._measuring:
+            facts, profile = self.device(stop)
+            bundle = self._open(wanted, stop)
+            post(BundleOpened(wanted, bundle))
+            trials: list[Candidate | Outcome] = []
+
+            def progress(each: Candidate | Outcome) -> None:
+                trials.append(each)
+                post(TrialProgress(wanted.model, each))
+
+            plan = make_plan(bundle, facts, profile, self._store, self._clock, progress=progress, stop=stop)
+        if plan is None:
+            raise StoppedPreparingError("stopped while measuring")
+        return Prepared(wanted, bundle, plan, was_stored=not trials)
+
+    def _open(self, wanted: Wanted, stop: threading.Event) -> Bundle:
+        if wanted.slot is None:
+            return open_bundle(find_bundle(wanted.bundle))
+        bundle = open_bundle(Path(wanted.bundle), verify=False)
+        if bundle.digest != wanted.slot.digest:
+            raise BundleError(
+                f"expected the manifest {wanted.slot.digest[:16]}…, found {bundle.digest[:16]}…",
+                where=wanted.bundle,
+                hint="nothing: it is fetched again with the next check",
+            )
+        return open_bundle(Path(wanted.bundle), variants=self.variants_for(bundle.manifest, stop))
 
 
 class Preparation:
-    """The thread that prepares models one after another, since trials must not disturb each other's timing.
+    """The thread that prepares models one after another.
 
     Args:
-        models: The bundle of each model, as the operator named it.
-        profile: The device profile that the operator named, if any.
+        wanted: What to prepare, in this order.
         post: Takes each note, in the preparing thread; should only hand over.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, str],
-        profile: str | None,
-        store: PlanStore,
-        clock: Clock,
-        *,
-        post: Callable[[PreparationNote], None],
-    ) -> None:
-        self._models = models
-        self._profile = profile
-        self._store = store
-        self._clock = clock
+    def __init__(self, wanted: Sequence[Wanted], preparer: Preparer, *, post: Post) -> None:
+        self._wanted = tuple(wanted)
+        self._preparer = preparer
         self._post = post
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
@@ -118,37 +195,21 @@ class Preparation:
 
     def _run(self) -> None:
         try:
-            facts = probe_facts(stop=self._stop)
-            if self._stop.is_set():
-                return
-            profile = select(facts, load_profiles([resources.device_profiles()]), self._profile).profile
-        except HoldfastError as error:
-            for model in self._models:
-                self._post(PreparationFailed(model, error))
+            self._post(FactsKnown(self._preparer.device(self._stop)[0]))
+        except StoppedPreparingError:
             return
-        self._post(FactsKnown(facts))
-        for model, bundle_name in self._models.items():
-            if self._stop.is_set():
-                return
+        except HoldfastError as error:
+            for wanted in self._wanted:
+                self._post(PreparationFailed(wanted, error))
+            return
+        for wanted in self._wanted:
             try:
-                self._prepare(model, bundle_name, facts, profile)
+                self._post(self._preparer.prepare(wanted, self._stop, self._post))
+            except StoppedPreparingError:
+                return
             except HoldfastError as error:
-                self._post(PreparationFailed(model, error))
+                self._post(PreparationFailed(wanted, error))
             except Exception as error:  # the top of a thread: one model's trouble must not silence the others
-                log.exception("preparing model %s failed", model)
-                self._post(
-                    PreparationFailed(model, HoldfastError(f"{type(error).__name__}: {error}", where=bundle_name))
-                )
-
-    def _prepare(self, model: str, bundle_name: str, facts: Facts, profile: Profile) -> None:
-        bundle = open_bundle(find_bundle(bundle_name))
-        self._post(BundleOpened(model, bundle))
-        trials: list[Candidate | Outcome] = []
-
-        def progress(each: Candidate | Outcome) -> None:
-            trials.append(each)
-            self._post(TrialProgress(model, each))
-
-        plan = make_plan(bundle, facts, profile, self._store, self._clock, progress=progress, stop=self._stop)
-        if plan is not None:
-            self._post(Prepared(model, bundle, plan, was_stored=not trials))
+                log.exception("preparing model %s failed", wanted.model)
+                unknown = HoldfastError(f"{type(error).__name__}: {error}", where=wanted.bundle)
+                self._post(PreparationFailed(wanted, unknown))
