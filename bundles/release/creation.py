@@ -12,7 +12,8 @@ from agent.errors import OperatorError
 from bundles.release import keys as keyfiles
 from bundles.release.keys import Keyring
 from bundles.release.metadata import OFFLINE, ROLES, RoleName
-from bundles.release.repository import Outcome, Repository
+from bundles.release.publication import Outcome
+from bundles.release.repository import Repository
 from bundles.release.settings import ExpiryDays, RepositorySettings
 
 

@@ -15,8 +15,8 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
-from agent import atomicfile
-from agent.errors import OperatorError, StateError
+from agent.errors import OperatorError
+from bundles.release.targetfiles import write_public
 
 RoleName = Literal["root", "targets", "snapshot", "timestamp"]
 ROLES: tuple[RoleName, ...] = ("root", "targets", "snapshot", "timestamp")
@@ -129,14 +129,14 @@ class MetadataFolder:
         """
         signed = metadata.signed
         name = "timestamp.json" if signed.type == "timestamp" else f"{signed.version}.{signed.type}.json"
-        _write(self.published / name, encode(metadata))
+        write_public(self.published / name, encode(metadata))
         for old in self._waiting_until(signed.type, signed.version):
             old.unlink(missing_ok=True)
         return f"{signed.type} {signed.version}"
 
     def write_pending(self, metadata: Metadata[Any]) -> None:
         """Keep metadata that lacks signatures."""
-        _write(self.pending / f"{metadata.signed.version}.{metadata.signed.type}.json", encode(metadata))
+        write_public(self.pending / f"{metadata.signed.version}.{metadata.signed.type}.json", encode(metadata))
 
     def _waiting_until(self, role: str, version: int) -> list[Path]:
         return [self.pending / f"{each}.{role}.json" for each in _versions(self.pending, role) if each <= version]
@@ -153,13 +153,3 @@ class MetadataFolder:
 def _versions(folder: Path, role: str) -> list[int]:
     found = (_NAME.fullmatch(path.name) for path in folder.glob(f"*.{role}.json"))
     return sorted(int(match[1]) for match in found if match and match[2] == role)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomicfile.write(path, content)
-        path.chmod(0o644)  # public: any web server gives it out
-    except OSError as error:
-        message = f"cannot be written: {error.strerror or error}"
-        raise StateError(message, where=str(path), hint="free some space, or check permissions; then again") from error
