@@ -1,4 +1,4 @@
-"""The forms in which a blob can travel, written into the repository's `blobs/`: raw, and zstd where that is smaller."""
+"""The forms in which a blob can travel, written into the repository's `blobs/`: zstd, or raw where that is not smaller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent import atomicfile
-from agent.update.documents import Form
+from agent.update.documents import Form, FormKind
 from bundles.release.chunks import chunk_hashes
 
 if sys.version_info >= (3, 14):
@@ -25,7 +25,7 @@ def make_forms(
     """Return the forms of one blob; the file of each is in `blobs_folder` under its own SHA-256 when this returns.
 
     Args:
-        blob: The file itself; `blobs_folder / sha256`, the raw form.
+        blob: The file itself.
         sha256: Of the blob.
         bases: Files that a device may hold already, each named by its SHA-256.
         blobs_folder: Where files that travel lie.
@@ -33,13 +33,11 @@ def make_forms(
     """
     del bases  # this maker knows forms without a base only
     raw = blob.read_bytes()
-    forms = [Form(kind="raw", sha256=sha256, size_bytes=len(raw), chunks=chunk_hashes(blob, chunk_bytes))]
     packed = zstd.compress(raw, level=ZSTD_LEVEL)
-    if len(packed) < len(raw):
-        digest = hashlib.sha256(packed).hexdigest()
-        path = blobs_folder / digest
-        if not path.exists():
-            atomicfile.write(path, packed)
-        chunks = chunk_hashes(path, chunk_bytes)
-        forms.append(Form(kind="zstd", sha256=digest, size_bytes=len(packed), chunks=chunks))
-    return tuple(forms)
+    kind: FormKind = "zstd" if len(packed) < len(raw) else "raw"
+    content = packed if kind == "zstd" else raw
+    digest = hashlib.sha256(packed).hexdigest() if kind == "zstd" else sha256
+    path = blobs_folder / digest
+    if not path.exists():
+        atomicfile.write(path, content)
+    return (Form(kind=kind, sha256=digest, size_bytes=len(content), chunks=chunk_hashes(path, chunk_bytes)),)

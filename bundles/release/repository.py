@@ -30,6 +30,7 @@ from agent.update.documents import (
     BundleReference,
     ChannelDocument,
     PipelineOverrides,
+    TransferDocument,
     Version,
     channel_path,
     manifest_path,
@@ -42,7 +43,7 @@ from bundles.release.metadata import ONLINE, MetadataFolder, RoleName, is_root_s
 from bundles.release.publication import Outcome, Publication, Waiting
 from bundles.release.settings import RepositorySettings
 from bundles.release.targetfiles import TargetFolder
-from bundles.release.transfer import add_blobs, make_transfer
+from bundles.release.transfer import Previous, make_transfer
 
 
 class Repository:
@@ -150,9 +151,8 @@ class Repository:
                 message = f"{name} {version} is in the repository already, with other content"
                 raise OperatorError(message, where=str(bundle_folder), hint=hint)
             self._publication.require_signer("targets", self.root())
-            previous = [self._manifest(each) for each in reversed(self.bundles()) if each.name == name]
-            add_blobs(bundle, self.folder / "blobs")
-            transfer = make_transfer(bundle.manifest, previous, self.folder / "blobs")
+            previous = [self._previous(each) for each in reversed(self.bundles()) if each.name == name]
+            transfer = make_transfer(bundle, previous, self.folder / "blobs")
             manifest = (bundle_folder / "manifest.json").read_bytes()
             files = {manifest_path(name, version): manifest, transfer_path(name, version): transfer}
             return reference, self._put(files)
@@ -307,9 +307,11 @@ class Repository:
             raise OperatorError("the targets are not signed by enough people", where=str(self.folder), hint=hint)
         return targets
 
-    def _manifest(self, reference: BundleReference) -> Manifest:
-        target = self.targets().targets[manifest_path(reference.name, reference.version)]
-        return Manifest.model_validate_json(self.read_target(target))
+    def _previous(self, reference: BundleReference) -> Previous:
+        targets = self.targets().targets
+        manifest = self.read_target(targets[manifest_path(reference.name, reference.version)])
+        transfer = self.read_target(targets[transfer_path(reference.name, reference.version)])
+        return Previous(Manifest.model_validate_json(manifest), TransferDocument.model_validate_json(transfer))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
