@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Lacking:
 
     blob: Blob
     forms: tuple[Form, ...]
+    bases: Mapping[str, Path]
+    """Where the forms' bases lie, by SHA-256, each verified."""
 
 
 class Haul:
@@ -49,6 +51,7 @@ class Haul:
         transports: Transport,
         unpack: Unpack,
         clock: Clock,
+        *,
         chunk_bytes: int,
         progress: Progress,
         stop: threading.Event,
@@ -82,7 +85,7 @@ class Haul:
         failures: list[tuple[Form, HoldfastError]] = []
         for form in job.forms:
             try:
-                self._bring_as(form, job.blob)
+                self._bring_as(form, job.blob, job.bases.get(form.base or ""))
             except HoldfastError as error:
                 if not _is_of_the_form(error):
                     raise
@@ -95,18 +98,17 @@ class Haul:
         kind = ReleaseRefusedError if is_final else UnavailableError  # what is not there may still be uploaded
         raise kind(f"no form of a blob gave it: {reasons}", where=job.blob.sha256)
 
-    def _bring_as(self, form: Form, blob: Blob) -> None:
+    def _bring_as(self, form: Form, blob: Blob, base: Path | None) -> None:
         travelled, output = self._store.partial_path(form.sha256), self._store.unpacked_path(blob.sha256)
         try:
             self._fetch(form, travelled)
             if form.kind == "raw":
                 output = travelled
             else:
-                base = self._store.blob_path(form.base) if form.base else None
                 self._unpack(form, travelled, base, output, blob.sha256, blob.size_bytes)
             self._store.put_blob(output, blob.sha256, blob.size_bytes)
         except HoldfastError as error:
-            if _is_of_the_form(error):
+            if _is_of_the_form(error) and not isinstance(error, NotThereError):
                 self._store.drop(travelled, output)
             raise
         self._store.drop(travelled)

@@ -22,7 +22,7 @@ from agent.errors import BundleError, ReleaseRefusedError, StateError
 from agent.update.documents import MAX_TRANSFER_BYTES, Form, TransferDocument, manifest_path, transfer_path
 from agent.update.hauling import Haul, Lacking, Progress, Unpack
 from agent.update.record import Slot
-from agent.update.store import BundleStore
+from agent.update.store import BundleStore, is_sound
 from agent.update.transports.transport import StoppedError, Transport
 
 Target = Callable[[str, int], bytes]
@@ -71,11 +71,18 @@ class Stager:
         if lacking := [blob for blob in blobs if not self._is_here(blob, stop)]:
             self._store.announce(content)
             transfer = _parse_transfer(target(transfer_path(slot.name, slot.version), MAX_TRANSFER_BYTES))
-            jobs = [Lacking(blob, self._usable_forms(blob, transfer)) for blob in lacking]
+            jobs = [self._job(blob, transfer) for blob in lacking]
             self._make_room(slot, jobs)
-            Haul(
-                self._store, self._transports, self._unpack, self._clock, transfer.chunk_bytes, progress, stop
-            ).bring_all(jobs)
+            haul = Haul(
+                self._store,
+                self._transports,
+                self._unpack,
+                self._clock,
+                chunk_bytes=transfer.chunk_bytes,
+                progress=progress,
+                stop=stop,
+            )
+            haul.bring_all(jobs)
         self._store.put_manifest(content)
 
     def _manifest(self, slot: Slot, target: Target) -> tuple[bytes, Manifest]:
@@ -118,22 +125,23 @@ class Stager:
             self._store.copy_blob(folder / blob.sha256, blob.sha256, blob.size_bytes) for folder in self._elsewhere
         )
 
-    def _usable_forms(self, blob: Blob, transfer: TransferDocument) -> tuple[Form, ...]:
+    def _job(self, blob: Blob, transfer: TransferDocument) -> Lacking:
         """Return the forms whose base is here, fewest bytes first; the first one whose unpacking works is taken."""
         forms = transfer.blobs.get(blob.sha256, ())
         for form in forms:
             _require_sound(form, blob, transfer.chunk_bytes)
         if not any(form.base is None for form in forms):
             raise ReleaseRefusedError("no form of a blob can be taken without another blob", where=blob.sha256)
-        usable = [form for form in forms if form.base is None or self._has_base(form.base)]
-        return tuple(sorted(usable, key=lambda form: (form.size_bytes, form.base is not None, form.kind != "raw")))
+        bases = {form.base: path for form in forms if form.base and (path := self._base(form.base))}
+        usable = [form for form in forms if form.base is None or form.base in bases]
+        usable.sort(key=lambda form: (form.size_bytes, form.base is not None, form.kind != "raw"))
+        return Lacking(blob, tuple(usable), bases)
 
-    def _has_base(self, sha256: str) -> bool:
-        """Return whether a base is in the store, every byte of it read; one that lies elsewhere is copied in."""
+    def _base(self, sha256: str) -> Path | None:
+        """Return where a base lies, every byte of it read, or None."""
         if self._store.has_sound_blob(sha256):
-            return True
-        found = (folder / sha256 for folder in self._elsewhere if (folder / sha256).is_file())
-        return any(self._store.copy_blob(path, sha256, path.stat().st_size) for path in found)
+            return self._store.blob_path(sha256)
+        return next((path for folder in self._elsewhere if is_sound(path := folder / sha256, sha256)), None)
 
     def _make_room(self, slot: Slot, jobs: Sequence[Lacking]) -> None:
         """Refuse to begin what will not fit; for that, give up what other releases have on their way."""

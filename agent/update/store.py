@@ -68,10 +68,7 @@ class BundleStore:
 
     def has_blob(self, sha256: str, size_bytes: int | None = None) -> bool:
         """Return whether a blob is there, of this length; its content is not read."""
-        path = self.blob_path(sha256)
-        if path.is_symlink() or not path.is_file():
-            return False
-        return size_bytes is None or path.stat().st_size == size_bytes
+        return _is_plain(self.blob_path(sha256), size_bytes)
 
     def has_sound_blob(self, sha256: str, size_bytes: int | None = None) -> bool:
         """Return whether a blob is there and is what its name says. A damaged one is removed, to be fetched again."""
@@ -79,7 +76,7 @@ class BundleStore:
         with _on_disk(path):
             if not path.is_symlink() and not path.exists():
                 return False
-            if self.has_blob(sha256, size_bytes) and _is_right(path, sha256):
+            if _has_content(path, sha256, size_bytes):
                 return True
             _remove(path)
             return False
@@ -163,15 +160,12 @@ class BundleStore:
 
     def copy_blob(self, source: Path, sha256: str, size_bytes: int) -> bool:
         """Take a blob from another folder of this device. Return False where the file there is not it."""
-        if source.is_symlink() or not source.is_file() or source.stat().st_size != size_bytes:
+        if not is_sound(source, sha256, size_bytes):
             return False
         copy = self.unpacked_path(sha256)
         with _on_disk(copy):
             shutil.copyfile(source, copy)
-        try:
-            self.put_blob(copy, sha256, size_bytes)
-        except ReleaseRefusedError:
-            return False
+        self.put_blob(copy, sha256, size_bytes)
         return True
 
     def drop(self, *paths: Path) -> None:
@@ -254,6 +248,14 @@ class BundleStore:
         return (path for path in self.folder.iterdir() if _SHA256.fullmatch(path.name))
 
 
+def is_sound(path: Path, sha256: str, size_bytes: int | None = None) -> bool:
+    """Return whether a file that need not be in the store is what its name says; one that cannot be read is not."""
+    try:
+        return _has_content(path, sha256, size_bytes)
+    except OSError:
+        return False
+
+
 def _pinned(manifest: Manifest | None) -> Iterator[Blob]:
     return blobs_of(manifest) if manifest else iter(())
 
@@ -272,9 +274,14 @@ def _read_right(path: Path, sha256: str) -> bytes | None:
     return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
 
-def _has_content(path: Path, sha256: str, size_bytes: int) -> bool:
-    is_plain = path.is_file() and not path.is_symlink()
-    return is_plain and path.stat().st_size == size_bytes and _is_right(path, sha256)
+def _has_content(path: Path, sha256: str, size_bytes: int | None) -> bool:
+    return _is_plain(path, size_bytes) and _is_right(path, sha256)
+
+
+def _is_plain(path: Path, size_bytes: int | None) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    return size_bytes is None or path.stat().st_size == size_bytes
 
 
 def _is_right(path: Path, sha256: str) -> bool:
