@@ -4,6 +4,7 @@
     ├── OperatorError            a person must change something; retrying is pointless
     │   ├── ConfigurationError   the operator's file: carries *all* problems found, with line and key
     │   └── BundleError          this bundle (or model file) is refused; the active one is untouched
+    │       └── ReleaseRefusedError  what was signed cannot be used; only a newer release can help
     ├── UnavailableError         the outside world is not there now; retry later with back-off
     │   ├── SourceError          a camera or sensor: reopen it
     │   ├── NotThereError        the repository has no such file; another transport may have it
@@ -76,6 +77,10 @@ class BundleError(OperatorError):
     """A bundle or a model file is refused. Nothing that was active has been touched."""
 
     exit_code = 4
+
+
+class ReleaseRefusedError(BundleError):
+    """What was signed contradicts itself, is too new or too large: fetching it again is pointless."""
 
 
 class UnavailableError(HoldfastError):

@@ -13,7 +13,7 @@ The order of the choice:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 from agent.bundle.manifest import Manifest
@@ -36,14 +36,19 @@ MOST_NODES = 0.5
 """A candidate with less than this share of the graph on its own provider is not what it claims to be."""
 
 
-def candidates(facts: Facts, profile: Profile, manifest: Manifest) -> tuple[list[Candidate], list[Outcome]]:
-    """Return what is worth a trial, in the profile's order and each once, and what is refused before one."""
+def candidates(
+    facts: Facts, profile: Profile, manifest: Manifest, present: Collection[str] | None = None
+) -> tuple[list[Candidate], list[Outcome]]:
+    """Return what is worth a trial, in the profile's order and each once, and what is refused before one.
+
+    `present`: the variants whose files are here; None: all of the manifest's.
+    """
     found: dict[Candidate, None] = {}
     refused: list[Outcome] = []
     for spec in profile.candidates:
         absent = _absence(facts, spec)
         for candidate in _expand(spec, usable_cores(facts.cpu)):
-            reason = absent or _lack(manifest, candidate.variant)
+            reason = absent or _lack(manifest, candidate.variant, present)
             if reason is None:
                 found.setdefault(candidate)
             elif not any(_same_but_threads(candidate, outcome.candidate) for outcome in refused):
@@ -81,9 +86,10 @@ def _absence(facts: Facts, spec: CandidateSpec) -> str | None:
     return f"no {spec.device_type} device of {spec.provider} here; this device offers {offered}"
 
 
-def _lack(manifest: Manifest, variant: str) -> str | None:
+def _lack(manifest: Manifest, variant: str, present: Collection[str] | None) -> str | None:
     if manifest.variant(variant):
-        return None
+        is_here = present is None or variant in present
+        return None if is_here else f"{variant} is not on this device: its files were not fetched"
     why = next((refused.reason for refused in manifest.refused if refused.name == variant), None)
     return f"the builder left {variant} out: {why}" if why else f"the bundle has no {variant} variant"
 

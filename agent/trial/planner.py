@@ -71,7 +71,7 @@ def make_plan(
     Raises:
         CandidateError: nothing can run this bundle here; the message lists every refusal.
     """
-    found, refused = candidates(facts, profile, bundle.manifest)
+    found, refused = candidates(facts, profile, bundle.manifest, bundle.variants_present())
     if not again:
         stored = store.load(plan_key(facts.fingerprint, bundle.digest, facts.runtime_version))
         if stored and still_holds(stored, profile, found):
