@@ -26,6 +26,8 @@ def run_child(role: str) -> None:
             from agent.trial.child import main as run
         case "look":
             from agent.sources.look import main as run
+        case "unpack":
+            from agent.update.unpackchild import main as run
         case _:
             sys.stderr.write(f"unknown child role {role!r}: `child` is how holdfast starts its own processes\n")
             sys.exit(2)

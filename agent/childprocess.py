@@ -123,6 +123,12 @@ class Child:
         with contextlib.suppress(OSError):
             self._process.kill()
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the child has ended; return whether it has. A killed one in a broken driver may stay a while."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return not self.is_alive
+
     def _read_messages(self, stderr_reader: threading.Thread) -> None:
         stdout = self._process.stdout
         assert stdout is not None

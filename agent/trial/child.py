@@ -18,7 +18,7 @@ from agent.childprocess import Message, open_parent_link
 from agent.clock import Clock, SystemClock
 from agent.device.plan import Candidate, Measurement
 from agent.errors import HoldfastError
-from agent.trial.usage import cpu_seconds, fence_memory, peak_rss_bytes
+from agent.usage import cpu_seconds, fence_memory, peak_rss_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

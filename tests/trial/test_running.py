@@ -174,7 +174,7 @@ def test_a_real_trial_is_held_to_its_memory(make_tiny_bundle):
 def test_the_fence_stops_what_grows_faster_than_the_watch():
     """A model may ask for gigabytes in one call, between two looks of the parent."""
     code = (
-        "from agent.trial.usage import fence_memory\nfence_memory(10 << 20)\n"
+        "from agent.usage import fence_memory\nfence_memory(10 << 20)\n"
         "held = bytearray(100 << 20)\n"
         "try:\n    bytearray(600 << 20)\nexcept MemoryError:\n    print('refused')"
     )

@@ -32,7 +32,7 @@ def peak_rss_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def fence_memory(limit_bytes: int) -> None:
+def fence_memory(limit_bytes: int, *, headroom_bytes: int = FENCE_HEADROOM_BYTES) -> None:
     """Make allocations beyond about `limit_bytes` more than now fail, where the system can (Linux).
 
     The limit is on private writable memory (RLIMIT_DATA), not on address space: ONNX Runtime and the C library reserve
@@ -43,7 +43,7 @@ def fence_memory(limit_bytes: int) -> None:
         return
     import resource
 
-    wanted = int(psutil.Process().memory_info().data) + limit_bytes + FENCE_HEADROOM_BYTES
+    wanted = int(psutil.Process().memory_info().data) + limit_bytes + headroom_bytes
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
