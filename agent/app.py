@@ -114,7 +114,6 @@ class Core:
         self._topics = Topics(settings.mqtt.topic_prefix if settings.mqtt else "holdfast", self._device_id)
         self._sensor_topics = sensor_topics(settings.sensors)
         self._link = self._make_link(random)
-        self._model_info: dict[str, ModelInfo] = {}
         self._pipeline_models = {
             pipeline.name: model for model, pipelines in self._pipelines.items() for pipeline in pipelines
         }
@@ -299,10 +298,12 @@ class Core:
             if topic_matches(pattern, topic):
                 self._workers.send_payload(pipeline, self._clock.now(), payload)
 
-    def _record(self, pipeline: str, message: Mapping[str, Any], latency_ms: float) -> None:
+    def _record(
+        self, _pipeline: str, message: Mapping[str, Any], latency_ms: float, made_by: Mapping[str, str]
+    ) -> None:
         """One event of a worker: durable within `commit_ms`, delivered or counted from then on."""
-        model = self._model_info.get(self._pipeline_models[pipeline])
-        self._carry_out(self._outbox.record({**message, "latency_ms": latency_ms}, model, self._clock.monotonic()))
+        event = {**message, "latency_ms": latency_ms}
+        self._carry_out(self._outbox.record(event, ModelInfo(**made_by), self._clock.monotonic()))
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -387,9 +388,6 @@ class Core:
             trying=None,
             outcomes=plan.outcomes,
             variant=manifest.variant(chosen.variant),
-        )
-        self._model_info[model] = ModelInfo(
-            manifest.name, manifest.version, prepared.bundle.digest, chosen.variant, chosen.provider
         )
         log.info("model %s: %s: %s", model, chosen.label, plan.reason)
         pipelines = self._pipelines[model]

@@ -8,8 +8,8 @@ asked. It knows neither pictures nor signals. Three threads, joined by two hand-
 
 A live source is drained whatever the model does: the newest sample wins, and each one that is left out is counted by
 its cause. At full speed nothing is left out. A source that fails is opened again with growing delay; a model that
-gives no valid answer many times in a row ends the pipeline. The model is read once per sample, so that it may be
-replaced between two of them.
+gives no valid answer many times in a row ends the pipeline. What a sample is worked on with is one value, read once
+per sample: it may be replaced between two of them, from any thread, and no sample meets parts of two bundles.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from agent.backoff import Backoff
@@ -30,7 +30,7 @@ from agent.inference.answers import Answer
 from agent.log import mask_url
 from agent.pipeline.handover import Handover, Latest, Queue
 from agent.pipeline.messages import SourceState
-from agent.pipeline.stages import STAGES, Ring, Stage
+from agent.pipeline.stages import Ring, Stage, Tally
 from agent.sources.sample import Sample, Source
 
 log = logging.getLogger(__name__)
@@ -92,19 +92,32 @@ class LoopSettings:
 
     fps: float | None = None
     """At most so many samples a second of a live source go to the model."""
-    min_score: float | None = None
-    class_ids: frozenset[int] | None = None
     reconnect_first_s: float = 1.0
     reconnect_limit_s: float = 30.0
     first_sample_id: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Active(Generic[SampleT]):
+    """Everything that a sample is worked on with: replaced whole, so that its parts always belong together."""
+
+    model: Model[SampleT]
+    judge: Judge[Any]
+    """Used from the finishing thread only. Tracks and begun events live in it: where the next value has the same judge
+    they go on, else they are ended when the next value's first sample is finished."""
+    min_score: float | None = None
+    class_ids: frozenset[int] | None = None
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """The bundle that its events are from."""
+    tally: Tally = field(default_factory=Tally)
+
+
 @dataclass(slots=True, eq=False)
 class _Work(Generic[SampleT]):
-    """One sample on its way. `model` is the one that began it; `began_s` is where its age counts from."""
+    """One sample on its way. `active` is the one that began it; `began_s` is where its age counts from."""
 
     sample: SampleT
-    model: Model[SampleT]
+    active: Active[SampleT]
     began_s: float
     payload: Tensors = None
     """Inputs, then outputs."""
@@ -116,10 +129,9 @@ class PipelineLoop(Generic[SampleT]):
     Args:
         name: The pipeline's name in the operator's file.
         open_source: See OpenSource. Called again after each failure.
-        model: The model; may be replaced at any time through the attribute `model`.
-        judge: Used from the finishing thread only.
-        emit: Takes each event with its latency in ms, from the finishing thread. It may block: the source then loses
-            samples, no event.
+        active: What samples are worked on with; may be replaced at any time through the attribute `active`.
+        emit: Takes each event with its latency in ms and the `made_by` of its bundle, from the finishing thread. It may
+            block: the source then loses samples, no event.
         on_failure: Called once when the pipeline gives up, from the thread that failed.
     """
 
@@ -128,16 +140,15 @@ class PipelineLoop(Generic[SampleT]):
         name: str,
         *,
         open_source: OpenSource[SampleT],
-        model: Model[SampleT],
-        judge: Judge[Any],
-        emit: Callable[[Event, float], None],
+        active: Active[SampleT],
+        emit: Callable[[Event, float, Mapping[str, str]], None],
         on_failure: Callable[[BaseException], None],
         clock: Clock,
         random: Random,
         settings: LoopSettings | None = None,
     ) -> None:
         self.name = name
-        self.model = model
+        self.active = active
         self.settings = settings or LoopSettings()
         self.captured = self.samples = self.events = 0
         self.source_state: SourceState = "opening"
@@ -145,9 +156,9 @@ class PipelineLoop(Generic[SampleT]):
         self.invalid_text = ""
         self.next_sample_id = self.settings.first_sample_id
         self.last_sample: SampleT | None = None
-        self.rings: Mapping[Stage, Ring] = {stage: Ring() for stage in STAGES}
+        self.longest_gap_s = 0.0
+        """The longest time between the ends of two samples; whoever wants to know of a stretch sets it to 0 before."""
         self._open_source = open_source
-        self._judge = judge
         self._emit = emit
         self._on_failure = on_failure
         self._clock = clock
@@ -157,7 +168,7 @@ class PipelineLoop(Generic[SampleT]):
         self._dropped_by_old_sources: Counter[str] = Counter()
         self._source: Source[SampleT] | None = None
         self._stop = threading.Event()
-        self._invalid_in_a_row = 0
+        self._ended_s: float | None = None
         self._next_due_s = float("-inf")
         self._failure_lock = threading.Lock()
         self._has_failed = False
@@ -197,6 +208,11 @@ class PipelineLoop(Generic[SampleT]):
     def dropped(self) -> Counter[str]:
         """Samples left out, by cause, those that the sources left out themselves included."""
         return self._dropped_here + self._dropped_by_old_sources + _dropped_by(self._source)
+
+    @property
+    def rings(self) -> Mapping[Stage, Ring]:
+        """The stages' times with the present bundle."""
+        return self.active.tally.rings
 
     # -- capture thread ----------------------------------------------------------------------------------------------
 
@@ -283,10 +299,11 @@ class PipelineLoop(Generic[SampleT]):
         if sample is None:
             return False
         began_s = sample.captured_monotonic_s
-        self._count_captured(sample, self._clock.monotonic() - began_s)
+        work = _Work(sample, self.active, began_s)
+        self._count_captured(work, self._clock.monotonic() - began_s)
         if self._is_too_early(began_s):
             self._dropped_here["rate"] += 1
-        elif not out.put(_Work(sample, self.model, began_s)):
+        elif not out.put(work):
             self._dropped_here["latest"] += 1
         return True
 
@@ -299,15 +316,15 @@ class PipelineLoop(Generic[SampleT]):
         # A recording has a time of its own: its samples are as old as their reading. A topic's came while we waited.
         captured_s = sample.captured_monotonic_s
         began_s = captured_s if started_s <= captured_s <= read_s else started_s
-        self._count_captured(sample, read_s - began_s)
-        work = _Work(sample, self.model, began_s)
+        work = _Work(sample, self.active, began_s)
+        self._count_captured(work, read_s - began_s)
         return self._attempt(work, self._prepare) is None or out.put(work)
 
-    def _count_captured(self, sample: SampleT, capture_s: float) -> None:
-        self.rings["capture"].add(capture_s)
+    def _count_captured(self, work: _Work[SampleT], capture_s: float) -> None:
+        work.active.tally.rings["capture"].add(capture_s)
         self.captured += 1
-        self.next_sample_id = sample.id + 1
-        self.last_sample = sample
+        self.next_sample_id = work.sample.id + 1
+        self.last_sample = work.sample
 
     def _is_too_early(self, captured_s: float) -> bool:
         """Whether this sample is one too many for `fps`.
@@ -338,13 +355,13 @@ class PipelineLoop(Generic[SampleT]):
 
     def _prepare(self, work: _Work[SampleT]) -> None:
         started_s = self._clock.monotonic()
-        work.payload = work.model.prepare(work.sample)
-        self.rings["preprocess"].add(self._clock.monotonic() - started_s)
+        work.payload = work.active.model.prepare(work.sample)
+        work.active.tally.rings["preprocess"].add(self._clock.monotonic() - started_s)
 
     def _infer(self, work: _Work[SampleT]) -> None:
         started_s = self._clock.monotonic()
-        work.payload = work.model.infer(work.payload)
-        self.rings["infer"].add(self._clock.monotonic() - started_s)
+        work.payload = work.active.model.infer(work.payload)
+        work.active.tally.rings["infer"].add(self._clock.monotonic() - started_s)
 
     def _prepare_and_infer(self, work: _Work[SampleT]) -> None:
         self._prepare(work)
@@ -353,45 +370,56 @@ class PipelineLoop(Generic[SampleT]):
     # -- finishing thread --------------------------------------------------------------------------------------------
 
     def _finish(self, incoming: Handover[_Work[SampleT]]) -> None:
+        judging = self.active
         while (work := incoming.get()) is not None:
             if self._attempt(work, self._decode) is None:
                 continue
-            self._invalid_in_a_row = 0
+            work.active.tally.invalid_in_a_row = 0
             self.invalid_text = ""
+            if work.active.judge is not judging.judge:
+                self._end_all(judging)
+            judging = work.active
             self._judge_and_emit(work)
+            work.active.tally.samples += 1
             self.samples += 1
         if self._has_failed:
             return
-        for event in self._judge.finish():
-            self._emit_one(event, 0.0)
+        self._end_all(judging)
         if not self._stop.is_set():
             self.source_state = "finished"
 
+    def _end_all(self, judging: Active[SampleT]) -> None:
+        for event in judging.judge.finish():
+            self._emit_one(event, 0.0, judging)
+
     def _decode(self, work: _Work[SampleT]) -> None:
         started_s = self._clock.monotonic()
-        settings = self.settings
-        work.payload = work.model.decode(
-            work.payload, work.sample, min_score=settings.min_score, class_ids=settings.class_ids
+        active = work.active
+        work.payload = active.model.decode(
+            work.payload, work.sample, min_score=active.min_score, class_ids=active.class_ids
         )
-        self.rings["decode"].add(self._clock.monotonic() - started_s)
+        active.tally.rings["decode"].add(self._clock.monotonic() - started_s)
 
     def _judge_and_emit(self, work: _Work[SampleT]) -> None:
-        clock, rings = self._clock, self.rings
+        clock, rings, judge = self._clock, work.active.tally.rings, work.active.judge
         started_s = clock.monotonic()
-        observation = self._judge.track(work.payload, work.sample)
+        observation = judge.track(work.payload, work.sample)
         tracked_s = clock.monotonic()
-        events = self._judge.judge(observation)
+        events = judge.judge(observation)
         judged_s = clock.monotonic()
         for event in events:
-            self._emit_one(event, (clock.monotonic() - work.began_s) * 1000)
+            self._emit_one(event, (clock.monotonic() - work.began_s) * 1000, work.active)
         emitted_s = clock.monotonic()
         rings["track"].add(tracked_s - started_s)
         rings["rules"].add(judged_s - tracked_s)
         rings["emit"].add(emitted_s - judged_s)
         rings["age"].add(emitted_s - work.began_s)
+        if self._ended_s is not None:
+            self.longest_gap_s = max(self.longest_gap_s, emitted_s - self._ended_s)
+        self._ended_s = emitted_s
 
-    def _emit_one(self, event: Event, latency_ms: float) -> None:
-        self._emit(event, latency_ms)
+    def _emit_one(self, event: Event, latency_ms: float, active: Active[SampleT]) -> None:
+        self._emit(event, latency_ms, active.made_by)
         self.events += 1
 
     # -- all threads -------------------------------------------------------------------------------------------------
@@ -401,16 +429,17 @@ class PipelineLoop(Generic[SampleT]):
         try:
             step(work)
         except Exception as error:  # noqa: BLE001  the model's native code raises what it likes
-            self._count_invalid(error)
+            self._count_invalid(error, work.active.tally)
             return None
         return work
 
-    def _count_invalid(self, error: Exception) -> None:
+    def _count_invalid(self, error: Exception, tally: Tally) -> None:
         with self._failure_lock:  # the only cause that several threads count
             self._dropped_here["invalid"] += 1
-            self._invalid_in_a_row += 1
+            tally.invalid += 1
+            tally.invalid_in_a_row += 1
         self.invalid_text = _one_line(error)
-        if self._invalid_in_a_row >= INVALID_LIMIT:
+        if tally.invalid_in_a_row >= INVALID_LIMIT:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:

@@ -1,7 +1,9 @@
 """What core and a worker say to each other, as JSON lines: `{"is": KIND, …}`.
 
-Core → worker: one `job` at the start; then `payload` for sensors on MQTT topics; the end of input means finish.
-Worker → core, in this order of life: `ready`, then any of `event` and `beat`, and `failed` before it gives up.
+Core → worker: one `job` at the start; then `payload` for sensors on MQTT topics, and `swap` for another job in place of
+the one that runs; the end of input means finish.
+Worker → core, in this order of life: `ready`, then any of `event` and `beat`, `swapped` or `swap-failed` for each `swap`
+that no newer one replaced, and `failed` before it gives up.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NotRequired, TypedDict
 
 from agent.device.plan import Candidate
+from agent.errors import HoldfastError
+from agent.log import mask_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,13 @@ class Job:
         return replace(self, pipelines=pipelines)
 
 
+def explain(error: BaseException) -> tuple[str, int]:
+    """Return an error's text and exit code; for one that is not ours, its type too."""
+    if isinstance(error, HoldfastError):
+        return mask_url(str(error)), error.exit_code
+    return mask_url(f"{type(error).__name__}: {error}"), HoldfastError.exit_code
+
+
 def payload_message(pipeline: str, at: str, payload: bytes) -> dict[str, Any]:
     """Return the message that carries what came on a sensor's topic. `at` is the arrival, RFC 3339 UTC."""
     return {"is": "payload", "pipeline": pipeline, "at": at, "payload": base64.b64encode(payload).decode()}
@@ -72,6 +83,44 @@ def payload_message(pipeline: str, at: str, payload: bytes) -> dict[str, Any]:
 def payload_bytes(message: Mapping[str, Any]) -> bytes:
     """Return the payload of a `payload` message."""
     return base64.b64decode(message["payload"])
+
+
+def swap_message(number: int, job: Job) -> dict[str, Any]:
+    """Return the message that asks for another job. Answers carry its number."""
+    return {**job.to_message(), "is": "swap", "number": number}
+
+
+class MadeBy(TypedDict):
+    """The bundle that an event is from, and how it was run. Each event carries it: around a swap there are two."""
+
+    name: str
+    version: str
+    digest: str
+    variant: str
+    ep: str
+
+
+class Swapped(TypedDict):
+    """Every pipeline works with the new bundle. Beats that come later are about it."""
+
+    number: int
+    bundle: str
+    """The digest of its manifest."""
+    nodes: dict[str, int]
+    load_ms: float
+    pause_ms: float | None
+    """The longest time between the ends of two consecutive samples of a pipeline, from the beginning of loading until the old
+    session was freed; None where no sample ended meanwhile."""
+
+
+class SwapFailed(TypedDict):
+    """The old bundle runs as before."""
+
+    number: int
+    reason: str
+    exit_code: int
+    needs_restart: bool
+    """The new job is well as far as it was looked at, but needs other sources than those that are open."""
 
 
 class Ready(TypedDict):
@@ -91,7 +140,7 @@ class Failed(TypedDict):
 
 
 class StageTimes(TypedDict):
-    """One stage since the worker started (counts) and over the last window of samples (percentiles), milliseconds."""
+    """One stage since its bundle began (counts) and over the last window of samples (percentiles), milliseconds."""
 
     count: int
     p50_ms: float
@@ -100,6 +149,13 @@ class StageTimes(TypedDict):
 
 
 SourceState = Literal["opening", "open", "down", "finished"]
+
+
+class BundleCounts(TypedDict):
+    """Counts since the worker works with the present bundle."""
+
+    samples: int
+    invalid: int
 
 
 class PipelineBeat(TypedDict):
@@ -112,6 +168,7 @@ class PipelineBeat(TypedDict):
     """By cause: `latest` (a newer frame replaced it), `rate`, `stale`, `missing`,
     `invalid`, `overrun` (payloads of a topic that the sensor's pipeline was too slow for) …"""
     events: int
+    bundle: BundleCounts
     stages: dict[str, StageTimes]
     """`capture preprocess infer decode track rules emit`, and `age`: from capture to the end of emit."""
     source: SourceState

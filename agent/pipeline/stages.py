@@ -6,7 +6,8 @@ and a counter, some fifty nanoseconds: the loop pays for it at every sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from agent.pipeline.messages import StageTimes
@@ -41,6 +42,16 @@ class Ring:
         return {
             "count": count, "p50_ms": _rank_ms(times, 50), "p95_ms": _rank_ms(times, 95), "p99_ms": _rank_ms(times, 99)
         }  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """What went through with one bundle: each bundle has its own, so that none is judged by another's numbers."""
+
+    rings: Mapping[Stage, Ring] = field(default_factory=lambda: {stage: Ring() for stage in STAGES})
+    samples: int = 0
+    invalid: int = 0
+    invalid_in_a_row: int = 0
 
 
 def _rank_ms(ordered: Sequence[float], percent: int) -> float:

@@ -6,8 +6,8 @@
 
 No thread, no process, no clock: `agent.pipeline.workers` carries the actions out. A worker that died starts again
 after a growing delay that only a stable time shortens; one that failed for a reason only a person can mend is tried
-again as slowly as allowed. Whoever calls `tick` has fed everything the worker said before; otherwise a late reader
-would take a full mailbox for silence.
+again as slowly as allowed. While a running worker loads another bundle it has as long as for a start. Whoever calls
+`tick` has fed everything the worker said before; otherwise a late reader would take a full mailbox for silence.
 """
 
 from __future__ import annotations
@@ -57,13 +57,18 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Leave:
+    """Ask the worker to leave by itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAt:
     """Call `tick` at this monotonic time, or soon after. Replaces the one before."""
 
     monotonic_s: float
 
 
-Action = Start | Kill | SetCondition | ClearCondition | WakeAt
+Action = Start | Kill | Leave | SetCondition | ClearCondition | WakeAt
 
 
 @dataclass(slots=True)
@@ -93,6 +98,8 @@ class Supervisor:
     limits: Limits = field(default_factory=Limits)
     state: State = field(default="idle", init=False)
     restarts: int = field(default=0, init=False)
+    has_stalled: bool = field(default=False, init=False)
+    """Whether the present worker hung, or brought nothing through."""
     last_failure: str = field(default="", init=False)
     last_words: str = field(default="", init=False)
     """What the last dead worker wrote to stderr at the end, whole."""
@@ -104,6 +111,9 @@ class Supervisor:
     _deadline_s: float = field(default=0.0, init=False)
     _running_since_s: float = field(default=0.0, init=False)
     _kill_reason: str = field(default="", init=False)
+    _swap_deadline_s: float | None = field(default=None, init=False)
+    _is_replaced: bool = field(default=False, init=False)
+    """It was asked to leave, to be started with another job."""
 
     def __post_init__(self) -> None:
         self._backoff = Backoff(self.random, self.limits.restart_first_s, self.limits.restart_limit_s)
@@ -117,9 +127,34 @@ class Supervisor:
         """The worker is wanted. Also for a waiting one: the operator does not want to wait."""
         self.state = "starting"
         self.failed = None
+        self.has_stalled = False
         self._kill_reason = ""
+        self._swap_deadline_s = None
+        self._is_replaced = False
         self._deadline_s = now_s + self.limits.start_s
         return [Start(), WakeAt(self._deadline_s)]
+
+    def swapping(self, now_s: float) -> list[Action]:
+        """The running worker was asked to load another bundle."""
+        self._swap_deadline_s = now_s + self.limits.start_s
+        return [WakeAt(self._next_s())]
+
+    def swapped(self) -> None:
+        """The running worker has answered, with success or without."""
+        self._swap_deadline_s = None
+
+    def replace(self, now_s: float) -> list[Action]:
+        """Start the worker anew, with another job: its exit is then no failure."""
+        if self.state == "stopped":
+            return []
+        if self.state in ("idle", "waiting"):
+            return self.start(now_s)
+        is_running = self.state == "running"
+        self.state = "dying"
+        self._is_replaced = True
+        self._kill_reason = "it did not leave when it was asked to"
+        self._deadline_s = now_s + self.limits.kill_s
+        return [Leave() if is_running else Kill("another job takes its place"), WakeAt(self._deadline_s)]
 
     def stop(self) -> list[Action]:
         """The worker is no longer wanted; nothing that happens to it matters any more."""
@@ -162,6 +197,8 @@ class Supervisor:
         """The worker's process has ended. `status` is negative for a signal."""
         if self.state in ("stopped", "idle"):
             return []
+        if self._is_replaced:
+            return [*(ClearCondition(name) for name in self._forget_conditions()), *self.start(now_s)]
         self.last_words = mask_url(last_words)
         self.last_failure = self._describe_exit(status)
         self.restarts += 1
@@ -182,8 +219,12 @@ class Supervisor:
             case "starting" if now_s >= self._deadline_s:
                 return self._kill(f"it was not ready within {self.limits.start_s:.0f} s", now_s)
             case "running" if now_s >= self._deadline_s:
+                self.has_stalled = True
                 return self._kill(f"it hung: no sign of life for {self.limits.beat_s:.0f} s", now_s)
+            case "running" if self._swap_deadline_s is not None and now_s >= self._swap_deadline_s:
+                return self._kill(f"it did not load the new bundle within {self.limits.start_s:.0f} s", now_s)
             case "running" if stalled := self._stalled(now_s):
+                self.has_stalled = True
                 return self._kill(stalled, now_s)
             case "dying" if now_s >= self._deadline_s:
                 return self._kill(self._kill_reason, now_s)
@@ -213,7 +254,8 @@ class Supervisor:
         if self.state != "running":
             return self._deadline_s
         stalls = (each.at_s + each.stall_s for each in self._progress.values() if each.stall_s is not None)
-        return min([self._deadline_s, *stalls])
+        swap = [] if self._swap_deadline_s is None else [self._swap_deadline_s]
+        return min([self._deadline_s, *swap, *stalls])
 
     def _judge_pipeline(self, name: str, pipeline: PipelineBeat) -> list[Action]:
         actions: list[Action] = []

@@ -15,30 +15,40 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from agent import log as logs
 from agent.childprocess import Message, ParentLink, open_parent_link
 from agent.clock import Clock, Random, SystemClock, SystemRandom
 from agent.errors import HoldfastError, OperatorError
 from agent.events.event import Event
-from agent.pipeline.loop import LoopSettings, PipelineLoop
-from agent.pipeline.messages import Job, PipelineBeat, PipelineJob, payload_bytes
+from agent.pipeline.assembly import (
+    Loaded,
+    check_kind,
+    load,
+    loop_settings,
+    make_active,
+    make_judge,
+    make_terms,
+    pipeline_settings,
+)
+from agent.pipeline.loop import PipelineLoop
+from agent.pipeline.messages import Job, PipelineBeat, PipelineJob, explain, payload_bytes
 from agent.pipeline.settings import CameraSettings, SensorSettings
+from agent.pipeline.switch import Pipeline, Switch
 from agent.sources.sample import Frame, Sample, Source
 
 if TYPE_CHECKING:
     from agent.bundle.manifest import Manifest
-    from agent.inference.model import Model
     from agent.sources.mqtt_topic import Inbox
 
 log = logging.getLogger(__name__)
 
 LEAVE_S = 0.8
 """How long threads get to end by themselves. Core kills after 1.5 s, and the whole agent promises 2 s."""
+LAST_BEAT_S = 0.1
 INBOX_CAPACITY = 1000
 """Payloads waiting for a sensor's pipeline; more than that means that it does not keep up, and the newest is lost."""
 
@@ -53,15 +63,6 @@ def main() -> None:
     Worker(link, SystemClock(), SystemRandom()).run()
 
 
-@dataclass(slots=True)
-class _Pipeline:
-    job: PipelineJob
-    loop: PipelineLoop[Sample]
-    inbox: Inbox | None
-    overruns: int = 0
-    """Payloads that were lost because the inbox was full."""
-
-
 class Worker:
     """One worker, spoken to through `link`. `run` does not return: a driver that hangs must not keep the process."""
 
@@ -70,68 +71,62 @@ class Worker:
         self._clock = clock
         self._random = random
         self._stop = threading.Event()
-        self._pipelines: dict[str, _Pipeline] = {}
+        self._between_beats = threading.Lock()
+        self._pipelines: dict[str, Pipeline] = {}
 
     def run(self) -> NoReturn:
         """Take the job, run it, and leave when the input ends."""
         messages = self._link.messages()
         try:
             job = _take_job(messages)
-            self._begin(job)
+            switch = self._begin(job)
         except Exception as error:  # noqa: BLE001  the top of the process: whatever it is, core is told
             self._give_up(error)
         for pipeline in self._pipelines.values():
             pipeline.loop.start()
         threading.Thread(target=self._beat, args=(job.beat_s,), name="beat", daemon=True).start()
         for message in messages:
-            self._take(message)
+            self._take(message, switch)
         self._leave()
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Job) -> Switch:
         """Open the bundle, warm the session and make the loops; nothing of a camera is touched yet."""
-        from agent.bundle.reader import open_bundle
-        from agent.inference.model import open_model
         from agent.sources.capture import limit_opencv
 
-        bundle = open_bundle(Path(job.bundle), verify=False)
-        bundle.verify({job.candidate.variant}, golden=False)
-        model = open_model(bundle, job.candidate, self._clock)
-        model.warm_up()
-        if bundle.manifest.input.kind == "image":
+        loaded = load(job, self._clock)
+        manifest, session = loaded.bundle.manifest, loaded.model.session
+        if manifest.input.kind == "image":
             # Several pipelines fill the cores by themselves; one alone may spread a resize over two.
             limit_opencv(1 if len(job.pipelines) > 1 else 2)
         for each in job.pipelines:
-            self._pipelines[each.name] = self._make_pipeline(each, model, bundle.manifest)
-        session = model.session
+            self._pipelines[each.name] = self._make_pipeline(each, loaded)
         self._link.send({"is": "ready", "nodes": dict(session.nodes), "load_ms": round(session.load_ms, 1)})
-
-    def _make_pipeline(self, job: PipelineJob, model: Model, manifest: Manifest) -> _Pipeline:
-        from agent.events.judge import Judge
-
-        settings = pipeline_settings(job)
-        check_kind(job, manifest)
-        decoder = manifest.decoder
-        is_camera = isinstance(settings, CameraSettings)
-        judge = Judge(
-            job.name,
-            decoder.labels,
-            settings.zones if isinstance(settings, CameraSettings) else {},
-            settings.rules,
-            decoder.anomaly_threshold,
+        return Switch(
+            job,
+            manifest,
+            self._pipelines,
+            say=self._link.send,
+            between_beats=self._between_beats,
+            stop=self._stop,
+            clock=self._clock,
         )
-        inbox: Inbox | None = None if is_camera else queue.Queue(INBOX_CAPACITY)
+
+    def _make_pipeline(self, job: PipelineJob, loaded: Loaded) -> Pipeline:
+        check_kind(job, loaded.bundle.manifest)
+        settings, manifest = pipeline_settings(job), loaded.bundle.manifest
+        terms = make_terms(settings, manifest)
+        inbox: Inbox | None = None if isinstance(settings, CameraSettings) else queue.Queue(INBOX_CAPACITY)
         loop: PipelineLoop[Sample] = PipelineLoop(
             job.name,
             open_source=lambda stop, first_id: self._open(job, settings, manifest, inbox, stop=stop, first_id=first_id),
-            model=model,
-            judge=judge,
-            emit=lambda event, latency_ms: self._emit(job.name, event, latency_ms),
+            active=make_active(job, settings, loaded, make_judge(job.name, terms)),
+            emit=lambda event, latency_ms, made_by: self._emit(job.name, event, latency_ms, made_by),
             on_failure=lambda error: self._give_up(error, job.name),
             clock=self._clock,
             random=self._random,
-            settings=loop_settings(job, settings, decoder.labels),
+            settings=loop_settings(job, settings),
         )
-        return _Pipeline(job, loop, inbox)
+        return Pipeline(job, loop, terms, inbox)
 
     def _open(
         self,
@@ -156,26 +151,41 @@ class Worker:
         readings = open_source(settings, name=job.name, clock=self._clock, stop=stop, first_id=0, inbox=inbox)
         return Windows(readings, manifest.input, first_id=first_id)
 
-    def _emit(self, pipeline: str, event: Event, latency_ms: float) -> None:
+    def _emit(self, pipeline: str, event: Event, latency_ms: float, made_by: Mapping[str, str]) -> None:
         self._link.send(
-            {"is": "event", "pipeline": pipeline, "event": event.to_message(), "latency_ms": round(latency_ms, 3)}
+            {
+                "is": "event",
+                "pipeline": pipeline,
+                "event": event.to_message(),
+                "latency_ms": round(latency_ms, 3),
+                "made_by": made_by,
+            }
         )
 
     def _beat(self, beat_s: float) -> None:
         try:
             while not self._clock.wait(self._stop, beat_s):
-                beats = {
-                    name: describe(pipeline.loop, overruns=pipeline.overruns)
-                    for name, pipeline in self._pipelines.items()
-                }
-                self._link.send({"is": "beat", "pipelines": beats, "rss_bytes": rss_bytes()})
+                with self._between_beats:
+                    self._send_beat()
         except Exception as error:  # noqa: BLE001  the top of a thread: without beats core would call this a hang
             self._give_up(error)
 
-    def _take(self, message: Message) -> None:
-        if message.get("is") != "payload":
-            log.warning("core said something unknown: %r", message.get("is"))
-            return
+    def _send_beat(self) -> None:
+        beats = {
+            name: describe(pipeline.loop, overruns=pipeline.overruns) for name, pipeline in self._pipelines.items()
+        }
+        self._link.send({"is": "beat", "pipelines": beats, "rss_bytes": rss_bytes()})
+
+    def _take(self, message: Message, switch: Switch) -> None:
+        match message.get("is"):
+            case "payload":
+                self._take_payload(message)
+            case "swap":
+                switch.ask(message["number"], Job.from_message(message))
+            case unknown:
+                log.warning("core said something unknown: %r", unknown)
+
+    def _take_payload(self, message: Message) -> None:
         pipeline = self._pipelines.get(message["pipeline"])
         if pipeline is None or pipeline.inbox is None:
             return
@@ -194,6 +204,10 @@ class Worker:
         deadline_s = self._clock.monotonic() + LEAVE_S
         for pipeline in self._pipelines.values():
             pipeline.loop.join(max(0.0, deadline_s - self._clock.monotonic()))
+        # The next worker goes on with the ids where this one really ended. Core may not be reading: do not wait for it.
+        last_beat = threading.Thread(target=self._send_beat, name="last-beat", daemon=True)
+        last_beat.start()
+        last_beat.join(LAST_BEAT_S)
         _exit(0)
 
     def _give_up(self, error: BaseException, pipeline: str | None = None) -> NoReturn:
@@ -206,58 +220,17 @@ class Worker:
         _exit(exit_code)
 
 
-def pipeline_settings(job: PipelineJob) -> CameraSettings | SensorSettings:
-    """Return the typed settings of a pipeline."""
-    settings_type = CameraSettings if job.kind == "camera" else SensorSettings
-    return settings_type.model_validate(job.settings)
-
-
-def check_kind(job: PipelineJob, manifest: Manifest) -> None:
-    """Refuse a camera with a bundle for signals, and a sensor with one for pictures.
-
-    Raises:
-        OperatorError: with both.
-    """
-    wanted = {"image": "camera", "signal": "sensor"}[manifest.input.kind]
-    if job.kind != wanted:
-        raise OperatorError(
-            f"the {job.kind} {job.name} has a model for {manifest.input.kind}s: {manifest.name} {manifest.version}",
-            hint=f"give it another model, or write it under `{wanted}s:`",
-        )
-
-
-def loop_settings(job: PipelineJob, settings: CameraSettings | SensorSettings, labels: tuple[str, ...]) -> LoopSettings:
-    """Return what the loop needs of the operator's words.
-
-    Raises:
-        OperatorError: a label that the bundle does not know.
-    """
-    common = {
-        "reconnect_first_s": settings.reconnect_first_s,
-        "reconnect_limit_s": settings.reconnect_limit_s,
-        "first_sample_id": job.first_sample_id,
-    }
-    if isinstance(settings, SensorSettings):
-        return LoopSettings(**cast("dict[str, Any]", common))
-    if unknown := [label for label in settings.labels if label not in labels]:
-        raise OperatorError(
-            f"camera {job.name}: the bundle has no label {', '.join(unknown)}", hint=f"it has: {', '.join(labels)}"
-        )
-    class_ids = frozenset(labels.index(label) for label in settings.labels) or None
-    return LoopSettings(
-        fps=settings.fps, min_score=settings.min_score, class_ids=class_ids, **cast("dict[str, Any]", common)
-    )
-
-
 def describe(loop: PipelineLoop[Sample], *, overruns: int = 0) -> PipelineBeat:
     """Return one pipeline's part of a heartbeat."""
     dropped = {**loop.dropped, "overrun": overruns}
+    tally = loop.active.tally
     beat: PipelineBeat = {
         "samples": loop.samples,
         "captured": loop.captured,
         "dropped": {cause: count for cause, count in dropped.items() if count},
         "events": loop.events,
-        "stages": {stage: ring.summary() for stage, ring in loop.rings.items()},
+        "bundle": {"samples": tally.samples, "invalid": tally.invalid},
+        "stages": {stage: ring.summary() for stage, ring in tally.rings.items()},
         "source": loop.source_state,
         "source_text": loop.source_text,
         "next_sample_id": loop.next_sample_id,
@@ -266,13 +239,6 @@ def describe(loop: PipelineLoop[Sample], *, overruns: int = 0) -> PipelineBeat:
     if isinstance(loop.last_sample, Frame):
         beat["height"], beat["width"] = loop.last_sample.pixels.shape[:2]
     return beat
-
-
-def explain(error: BaseException) -> tuple[str, int]:
-    """Return an error's text and exit code; for one that is not ours, its type too."""
-    if isinstance(error, HoldfastError):
-        return logs.mask_url(str(error)), error.exit_code
-    return logs.mask_url(f"{type(error).__name__}: {error}"), HoldfastError.exit_code
 
 
 def _take_job(messages: Iterator[Message]) -> Job:

@@ -1,7 +1,8 @@
 """Core's side of the workers: owns the child processes and carries out what their supervisors decide.
 
-Takes jobs, gives events (in the order of each pipeline), conditions and the newest beats. The children's reader
-threads only post notes through the callable that core gives; everything else happens in core's thread, in `deal_with`
+Takes jobs, gives events (in the order of each pipeline), conditions, the newest beats and the outcome of swaps. The job
+that ran is kept until the one in its place has shown that it loads: whatever goes wrong, the old one runs. The children's
+reader threads only post notes through the callable that core gives; everything else happens in core's thread, in `deal_with`
 and `tick`.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Self, cast
 
@@ -18,8 +19,21 @@ from agent.childprocess import Child, Message
 from agent.clock import Clock, Random
 from agent.errors import HoldfastError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
-from agent.pipeline.messages import Beat, Failed, Job, PipelineBeat, PipelineJob, Ready, payload_message
-from agent.pipeline.supervision import Action, Kill, Limits, Start, State, Supervisor, WakeAt
+from agent.pipeline.messages import (
+    Beat,
+    Failed,
+    Job,
+    PipelineBeat,
+    PipelineJob,
+    Ready,
+    SwapFailed,
+    Swapped,
+    payload_message,
+    swap_message,
+)
+from agent.pipeline.supervision import Action, Kill, Leave, Limits, Start, State, Supervisor, WakeAt
+from agent.pipeline.watch import Watch
+from agent.update.notes import Health
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +70,23 @@ class WorkerStatus:
     last_words: str
 
 
-EventHandler = Callable[[str, Mapping[str, Any], float], None]
-"""Takes the pipeline's name, the event as `Event.to_message` gave it, and its latency in ms."""
+EventHandler = Callable[[str, Mapping[str, Any], float, Mapping[str, str]], None]
+"""Takes the pipeline's name, the event as `Event.to_message` gave it, its latency in ms, and the bundle that it is from
+(`messages.MadeBy`): around a swap there are events of both."""
+SwapHandler = Callable[[str, str | None], None]
+"""Takes the model's name and None, or why the swap failed; then the bundle that ran before runs again, if there was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """A job on its way in."""
+
+    number: int
+    job: Job
+    is_in_place: bool
+    """The running worker loads it; else a new worker is being started with it."""
+    old: Job | None
+    """What to go back to."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +98,8 @@ class _Worker:
     wake_s: float | None = None
     ready: Ready | None = None
     beat: Beat | None = None
+    swap: _Swap | None = None
+    watch: Watch = field(default_factory=Watch)
     next_ids: dict[str, int] = field(default_factory=dict)
 
 
@@ -79,6 +110,7 @@ class Workers:
         post: Hands a note to core's thread, which calls `deal_with`. Called from reader threads; may block, which
             slows the worker down.
         on_event: Takes each event, in core's thread.
+        on_swap: Takes the outcome of each swap that no newer one replaced, in core's thread.
         conditions: Where ills are raised.
         clock: Monotonic time for supervision.
         random: Jitter of restarts.
@@ -94,8 +126,11 @@ class Workers:
         clock: Clock,
         random: Random,
         limits: Limits | None = None,
+        on_swap: SwapHandler | None = None,
     ) -> None:
         self._post = post
+        self._on_swap = on_swap
+        self._swaps = 0
         self._on_event = on_event
         self._conditions = conditions
         self._clock = clock
@@ -108,6 +143,35 @@ class Workers:
         worker = _Worker(job, Supervisor(job.model, stall_times(job), self._random, self._limits))
         self._workers[job.model] = worker
         self._carry_out(worker, worker.supervisor.start(self._clock.monotonic()))
+
+    def swap(self, job: Job) -> None:
+        """Let a model's worker work with another job; the outcome comes through `on_swap`.
+
+        A running worker loads it beside the old one and changes over between two samples. One that does not run is started
+        with it, as is one for a model that had none. A swap under way is replaced by this one and has no outcome.
+        """
+        now_s = self._clock.monotonic()
+        self._swaps += 1
+        worker = self._workers.get(job.model)
+        if worker is None:
+            worker = _Worker(job, Supervisor(job.model, stall_times(job), self._random, self._limits))
+            self._workers[job.model] = worker
+            worker.swap = _Swap(self._swaps, job, is_in_place=False, old=None)
+            self._carry_out(worker, worker.supervisor.start(now_s))
+            return
+        old = worker.swap.old if worker.swap else worker.job
+        is_in_place = worker.supervisor.state in ("starting", "running") and worker.job is old
+        worker.swap = _Swap(self._swaps, job, is_in_place, old)
+        if not is_in_place:
+            self._start_swapped(worker, worker.swap, now_s)
+        elif worker.child is not None:
+            worker.child.send(swap_message(self._swaps, job))
+            self._carry_out(worker, worker.supervisor.swapping(now_s))
+
+    def health(self, model: str) -> Health:
+        """Return how a model's bundle does since it became active."""
+        worker = self._workers.get(model)
+        return (worker.watch if worker else Watch()).health(self._clock.monotonic())
 
     @property
     def models(self) -> frozenset[str]:
@@ -191,9 +255,9 @@ class Workers:
         now_s = self._clock.monotonic()
         match message.get("is"):
             case "event":  # also from a worker that was replaced meanwhile: it was recorded, so it is delivered
-                self._on_event(message["pipeline"], message["event"], message["latency_ms"])
+                self._on_event(message["pipeline"], message["event"], message["latency_ms"], message["made_by"])
             case "beat" if is_current:
-                worker.beat = cast("Beat", message)
+                worker.beat = worker.watch.beat = cast("Beat", message)
                 worker.next_ids.update(
                     (name, beat["next_sample_id"]) for name, beat in worker.beat["pipelines"].items()
                 )
@@ -201,18 +265,89 @@ class Workers:
             case "ready" if is_current:
                 worker.ready = cast("Ready", message)
                 self._carry_out(worker, worker.supervisor.ready(now_s))
+                self._take_ready(worker, now_s)
+            case "swapped" | "swap-failed" if is_current:
+                self._take_answer(worker, message, now_s)
             case "failed" if is_current:
                 self._carry_out(worker, worker.supervisor.failing(cast("Failed", message)))
             case _:
                 log.debug("worker %s: %r is not for now", worker.job.model, message.get("is"))
 
     def _take_exit(self, worker: _Worker, status: int) -> None:
+        now_s, supervisor = self._clock.monotonic(), worker.supervisor
         last_words = worker.child.last_words if worker.child else ""
         worker.child = None
-        actions = worker.supervisor.exited(status, last_words, self._clock.monotonic())
-        if actions:
-            log.error("worker %s: %s", worker.job.model, worker.supervisor.last_failure)
-        self._carry_out(worker, actions)
+        was_running = worker.watch.since_s is not None
+        worker.watch.ended()
+        self._carry_out(worker, supervisor.exited(status, last_words, now_s))
+        if supervisor.state != "waiting":  # it was asked to go
+            return
+        log.error("worker %s: %s", worker.job.model, supervisor.last_failure)
+        if worker.swap is not None:
+            self._swap_died(worker, worker.swap, now_s, was_running=was_running)
+        else:
+            worker.watch.crashed(supervisor.last_failure, has_stalled=supervisor.has_stalled)
+
+    # -- swaps -------------------------------------------------------------------------------------------------------
+
+    def _start_swapped(self, worker: _Worker, swap: _Swap, now_s: float) -> None:
+        worker.job = swap.job
+        worker.supervisor.stall_s = stall_times(swap.job)
+        self._carry_out(worker, worker.supervisor.replace(now_s))
+
+    def _take_ready(self, worker: _Worker, now_s: float) -> None:
+        if worker.swap is not None and worker.swap.is_in_place:  # it takes the swap now that it has started
+            self._carry_out(worker, worker.supervisor.swapping(now_s))
+        elif worker.swap is not None:
+            self._end_swap(worker, None)
+            worker.watch = Watch()
+        worker.watch.since_s = now_s
+
+    def _take_answer(self, worker: _Worker, message: Message, now_s: float) -> None:
+        """Take a worker's answer to a swap, unless another was asked for since, or the worker is on its way out."""
+        swap = worker.swap
+        if swap is None or message["number"] != swap.number or worker.supervisor.state != "running":
+            return
+        worker.supervisor.swapped()
+        if message["is"] == "swapped":
+            self._take_swapped(worker, swap, cast("Swapped", message), now_s)
+        else:
+            self._take_swap_failed(worker, swap, cast("SwapFailed", message), now_s)
+
+    def _take_swapped(self, worker: _Worker, swap: _Swap, swapped: Swapped, now_s: float) -> None:
+        pause = "nothing came through meanwhile"
+        if swapped["pause_ms"] is not None:
+            pause = f"the longest time between two samples was {swapped['pause_ms']:.1f} ms"
+        log.info("worker %s works with bundle %.12s: %s", swap.job.model, swapped["bundle"], pause)
+        worker.job = swap.job
+        worker.ready = Ready(nodes=swapped["nodes"], load_ms=swapped["load_ms"])
+        worker.watch = Watch(since_s=now_s)
+        self._end_swap(worker, None)
+
+    def _take_swap_failed(self, worker: _Worker, swap: _Swap, failed: SwapFailed, now_s: float) -> None:
+        if not failed["needs_restart"]:
+            self._end_swap(worker, failed["reason"])
+            return
+        log.info("worker %s is started anew for the new bundle: %s", swap.job.model, failed["reason"])
+        worker.swap = replace(swap, is_in_place=False)
+        self._start_swapped(worker, worker.swap, now_s)
+
+    def _swap_died(self, worker: _Worker, swap: _Swap, now_s: float, *, was_running: bool) -> None:
+        """Start again at once: with the old job, unless that was what failed to start."""
+        if swap.is_in_place and not was_running:
+            worker.swap = replace(swap, is_in_place=False)
+            self._start_swapped(worker, worker.swap, now_s)
+            return
+        if swap.old is not None:
+            self._start_swapped(worker, replace(swap, job=swap.old), now_s)
+        self._end_swap(worker, worker.supervisor.last_failure)
+
+    def _end_swap(self, worker: _Worker, error: str | None) -> None:
+        worker.swap = None
+        if error is not None:
+            log.error("worker %s keeps its bundle: %s", worker.job.model, error)
+        if self._on_swap is not None:
+            self._on_swap(worker.job.model, error)
 
     def _carry_out(self, worker: _Worker, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -223,6 +358,9 @@ class Workers:
                     log.error("worker %s is killed: %s", worker.job.model, reason)
                     if worker.child is not None:
                         worker.child.kill()
+                case Leave():
+                    if worker.child is not None:
+                        worker.child.close_input()
                 case SetCondition() | ClearCondition():
                     self._conditions.apply(action)
                 case WakeAt(monotonic_s):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -12,7 +12,7 @@ from agent.clock import SystemClock
 from agent.errors import CandidateError, OperatorError, SourceError
 from agent.events.event import Event
 from agent.inference.answers import Score
-from agent.pipeline.loop import INVALID_LIMIT, LoopSettings, PipelineLoop
+from agent.pipeline.loop import INVALID_LIMIT, Active, LoopSettings, PipelineLoop
 from simulator.clock import SeededRandom
 
 CLOCK = SystemClock()
@@ -99,13 +99,12 @@ class Bench:
     """A loop with what came out of it."""
 
     def __init__(self, sources, *, model=None, judge=None, **settings):
-        self.events, self.latencies, self.failures, self.first_ids = [], [], [], []
+        self.events, self.latencies, self.failures, self.first_ids, self.versions = [], [], [], [], []
         self._sources = iter(sources)
         self.loop = PipelineLoop(
             "p",
             open_source=self._open,
-            model=model or Echo(),
-            judge=judge or Every(),
+            active=Active(model or Echo(), judge or Every(), made_by={"version": "1"}),
             emit=self._emit,
             on_failure=self.failures.append,
             clock=CLOCK,
@@ -120,9 +119,10 @@ class Bench:
             raise make
         return make(first_id) if callable(make) else make
 
-    def _emit(self, event, latency_ms):
+    def _emit(self, event, latency_ms, made_by):
         self.events.append(event)
         self.latencies.append(latency_ms)
+        self.versions.append(made_by["version"])
 
     @property
     def values(self):
@@ -313,7 +313,7 @@ def test_model_may_be_replaced_between_two_samples(eventually, is_live):
     bench = Bench([Ticks([0, 0, swap] + [0] * 20, is_live=is_live)], model=Signed("old", swap))
     with bench.loop:
         eventually(lambda: bench.loop.captured == 2)
-        bench.loop.model = Signed("new", None)
+        bench.loop.active = replace(bench.loop.active, model=Signed("new", None))
         swap.set()
         eventually(lambda: bench.loop.source_state == "finished")
     assert bench.loop.dropped["invalid"] == 0

@@ -31,7 +31,7 @@ class Core:
         self._job = Job("m", str(bundle), CPU, jobs, beat_s=0.1)
         self.workers = Workers(
             post=self.notes.put,
-            on_event=lambda pipeline, event, latency_ms: self.events.append((pipeline, event, latency_ms)),
+            on_event=lambda pipeline, event, latency_ms, made_by: self.events.append((pipeline, event, latency_ms)),
             conditions=self.conditions,
             clock=CLOCK,
             random=SystemRandom(),

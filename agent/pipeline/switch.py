@@ -1,0 +1,185 @@
+"""The worker's switch to another bundle: loaded and warmed beside the running one, and put in its place between two samples.
+
+Takes jobs, one at a time; a newer one takes the place of one that is still being loaded. Gives an answer for each that was
+not replaced. Sources stay open and no sample is lost: a sample that was begun with the old bundle is ended with it. Until
+the very last step, which cannot fail, nothing of the old bundle is touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.clock import Clock
+from agent.errors import HoldfastError
+from agent.pipeline.assembly import (
+    Loaded,
+    Terms,
+    check_kind,
+    load,
+    make_active,
+    make_judge,
+    make_terms,
+    pipeline_settings,
+    wants_other_samples,
+    wants_other_sources,
+)
+from agent.pipeline.loop import Active, PipelineLoop
+from agent.pipeline.messages import Job, PipelineJob, explain
+from agent.sources.sample import Sample
+
+if TYPE_CHECKING:
+    from agent.bundle.manifest import Manifest
+    from agent.sources.mqtt_topic import Inbox
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 1.0
+"""How long the first samples with the new bundle are waited for, before it is reported; a camera may be down."""
+LOOK_S = 0.005
+
+
+@dataclass(slots=True, eq=False)
+class Pipeline:
+    """One running pipeline of a worker. What the bundle decides (`terms`, the loop's `active`) is the switch's to replace."""
+
+    job: PipelineJob
+    loop: PipelineLoop[Sample]
+    terms: Terms
+    inbox: Inbox | None
+    overruns: int = 0
+    """Payloads that were lost because the inbox was full."""
+
+
+class NeedsRestartError(HoldfastError):
+    """The new job wants other sources than those that are open."""
+
+
+class Switch:
+    """Replaces what running loops work with. `ask` returns at once, and may be called from any thread.
+
+    Args:
+        job: What runs now.
+        manifest: Of the bundle that runs now.
+        pipelines: The running pipelines, by name.
+        say: Takes the answers, from the switch's own thread.
+        between_beats: Held while every pipeline's `active` is replaced: a beat is about one bundle.
+        stop: Set when the worker leaves; then nothing is waited for.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        manifest: Manifest,
+        pipelines: Mapping[str, Pipeline],
+        *,
+        say: Callable[[Mapping[str, object]], None],
+        between_beats: threading.Lock,
+        stop: threading.Event,
+        clock: Clock,
+    ) -> None:
+        self._job = job
+        self._manifest = manifest
+        self._pipelines = pipelines
+        self._say = say
+        self._between_beats = between_beats
+        self._stop = stop
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._asked: tuple[int, Job] | None = None
+        self._is_running = False
+
+    def ask(self, number: int, job: Job) -> None:
+        """Switch to a job, in a thread of its own: loading takes seconds."""
+        with self._lock:
+            self._asked = (number, job)
+            if self._is_running:
+                return
+            self._is_running = True
+        threading.Thread(target=self._run, name="switch", daemon=True).start()
+
+    def _next(self) -> tuple[int, Job] | None:
+        with self._lock:
+            asked, self._asked = self._asked, None
+            self._is_running = asked is not None
+            return asked
+
+    def _run(self) -> None:
+        while (asked := self._next()) is not None:
+            number, job = asked
+            answer = self._attempt(job)
+            if answer is not None:
+                self._say({**answer, "number": number})
+
+    def _attempt(self, job: Job) -> Mapping[str, object] | None:
+        """Switch, and return the answer; None where a newer job was asked for meanwhile."""
+        try:
+            return self._switch(job)
+        except Exception as error:  # noqa: BLE001  whatever it is, core is told, and the old bundle runs on
+            reason, exit_code = explain(error)
+            log.warning("the switch to %s failed: %s", job.bundle, reason)
+            needs_restart = isinstance(error, NeedsRestartError)
+            return {"is": "swap-failed", "reason": reason, "exit_code": exit_code, "needs_restart": needs_restart}
+
+    def _switch(self, job: Job) -> Mapping[str, object] | None:
+        if wants_other_sources(self._job, job):
+            raise NeedsRestartError("the sources' own settings changed")
+        loops = [pipeline.loop for pipeline in self._pipelines.values()]
+        for loop in loops:
+            loop.longest_gap_s = 0.0
+        loaded = load(job, self._clock)
+        manifest, session = loaded.bundle.manifest, loaded.model.session
+        if wants_other_samples(self._manifest, manifest):
+            raise NeedsRestartError("the new bundle wants windows of another kind")
+        nexts = {each.name: self._make_next(each, loaded) for each in job.pipelines}
+        if self._asked is not None:
+            return None
+        self._replace(job, manifest, nexts)
+        gaps_s = [loop.longest_gap_s for loop in loops if loop.longest_gap_s]
+        return {
+            "is": "swapped",
+            "bundle": loaded.bundle.digest,
+            "nodes": dict(session.nodes),
+            "load_ms": round(session.load_ms, 1),
+            "pause_ms": round(max(gaps_s) * 1000, 3) if gaps_s else None,
+        }
+
+    def _make_next(self, job: PipelineJob, loaded: Loaded) -> tuple[PipelineJob, Terms, Active[Sample]]:
+        check_kind(job, loaded.bundle.manifest)
+        pipeline, settings = self._pipelines[job.name], pipeline_settings(job)
+        terms = make_terms(settings, loaded.bundle.manifest)
+        same = terms == pipeline.terms
+        judge = pipeline.loop.active.judge if same else make_judge(job.name, terms)
+        return job, terms, make_active(job, settings, loaded, judge)
+
+    def _replace(
+        self, job: Job, manifest: Manifest, nexts: Mapping[str, tuple[PipelineJob, Terms, Active[Sample]]]
+    ) -> None:
+        """Put the new bundle in, and hold the old one until samples have come through the new one.
+
+        So the old session is freed in this thread and in no loop's, and what that costs is part of the pause.
+        """
+        old = [pipeline.loop.active for pipeline in self._pipelines.values()]
+        with self._between_beats:
+            self._job, self._manifest = job, manifest
+            for name, (pipeline_job, terms, active) in nexts.items():
+                pipeline = self._pipelines[name]
+                pipeline.job, pipeline.terms, pipeline.loop.active = pipeline_job, terms, active
+        self._wait_for_a_sample()
+        old.clear()
+        self._wait_for_a_sample()
+
+    def _wait_for_a_sample(self) -> None:
+        """Wait until each open source has brought one more sample through the new bundle."""
+        deadline_s = self._clock.monotonic() + SETTLE_S
+        loops = [pipeline.loop for pipeline in self._pipelines.values()]
+        seen = [loop.active.tally.samples for loop in loops]
+        while any(
+            loop.active.tally.samples == count and loop.source_state == "open"
+            for loop, count in zip(loops, seen, strict=True)
+        ):
+            if self._clock.monotonic() >= deadline_s or self._clock.wait(self._stop, LOOK_S):
+                return
