@@ -12,6 +12,7 @@ import logging
 import queue
 import signal
 import threading
+from dataclasses import replace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -355,22 +356,21 @@ class Core:
         self._prepare_again.pop(model, None)
         wanted = self._updating.wanted(model, slot) if self._updating and slot else self._factory(model)
         if wanted is None:
-            self._workers.remove(model)
+            self._workers.end(model)
             self._swap_ended(model, None)
         else:
-            self._prepare([wanted])
+            self._prepare([replace(wanted, is_switch=True)])
 
     def _cannot_run(self, wanted: Wanted, reason: str, now_s: float) -> None:
         log.error("model %s cannot run %s: %s", wanted.model, wanted.bundle, reason)
         self._conditions.set(f"model-unusable/{wanted.model}", "error", reason)
-        if self._updating and wanted.slot:
+        if self._updating and (wanted.slot or wanted.is_switch):
             self._updating.switch_failed(wanted.model, reason)
         else:
             self._prepare_again[wanted.model] = now_s + self._preparation_backoff.next_delay_s(), wanted
 
     def _swap_ended(self, model: str, error: str | None) -> None:
-        if self._updating is None or not self._updating.follows(model):
-            return
+        assert self._updating is not None, "nobody else switches"
         if error is None:
             self._updating.switched(model)
         else:
@@ -394,11 +394,10 @@ class Core:
         if prepared.wanted.slot:
             pipelines = with_overrides(pipelines, prepared.wanted.slot.pipelines)
         job = Job(model, str(prepared.bundle.folder), chosen, pipelines)
-        if model in self._workers.models:
+        if prepared.wanted.is_switch:
             self._workers.swap(job)
         else:
             self._workers.add(job)
-            self._swap_ended(model, None)
 
     def _make_link(self, random: Random) -> Link | None:
         if self._settings.mqtt is None:

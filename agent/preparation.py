@@ -39,6 +39,8 @@ class Wanted:
     bundle: str
     """A folder, or the name of one that ships with Holdfast."""
     slot: Slot | None = None
+    is_switch: bool = False
+    """Another bundle runs, and the updater waits for the outcome."""
 
 
 @dataclass(frozen=True, slots=True)

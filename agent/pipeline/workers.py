@@ -159,6 +159,8 @@ class Workers:
             worker.swap = _Swap(self._swaps, job, is_in_place=False, old=None)
             self._carry_out(worker, worker.supervisor.start(now_s))
             return
+        if worker.supervisor.state == "stopped":  # by `end`
+            worker.supervisor = Supervisor(job.model, stall_times(job), self._random, self._limits)
         old = worker.swap.old if worker.swap else worker.job
         is_in_place = worker.supervisor.state in ("starting", "running") and worker.job is old
         worker.swap = _Swap(self._swaps, job, is_in_place, old)
@@ -167,6 +169,15 @@ class Workers:
         elif worker.child is not None:
             worker.child.send(swap_message(self._swaps, job))
             self._carry_out(worker, worker.supervisor.swapping(now_s))
+
+    def end(self, model: str) -> None:
+        """End a model's worker, if it has one: there is nothing for it to run. A later `swap` starts it again."""
+        if (worker := self._workers.get(model)) is None:
+            return
+        worker.swap, worker.wake_s = None, None
+        self._carry_out(worker, worker.supervisor.stop())
+        if worker.child is not None:
+            worker.child.close_input()
 
     def health(self, model: str) -> Health:
         """Return how a model's bundle does since it became active."""
