@@ -7,7 +7,7 @@ came whole goes on without a copy; the others wait here for the rest of their by
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,12 +67,14 @@ class Assembly:
         """Memory of chunks that wait for pieces."""
         return len(self._partial) * self._chunk_bytes
 
-    def next_pieces(self, limit: int) -> tuple[int, ...]:
+    def next_pieces(self, limit: int, on_their_way: Container[int]) -> tuple[int, ...]:
         """Return up to `limit` pieces to ask for now, ascending, near enough to each other for one request."""
         found: list[int] = []
-        while self._to_ask and len(found) < limit and self._to_ask[0] - (found[0] if found else 0) < MAX_SPAN:
+        while self._to_ask and len(found) < limit:
+            if found and self._to_ask[0] - found[0] >= MAX_SPAN:
+                break
             piece = heapq.heappop(self._to_ask)
-            if self.needs(piece) and (not found or piece != found[-1]):
+            if self.needs(piece) and piece not in on_their_way and (not found or piece != found[-1]):
                 found.append(piece)
         return tuple(found)
 

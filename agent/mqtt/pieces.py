@@ -14,6 +14,7 @@ pieces are wanted there is no bitmap.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -138,6 +139,11 @@ def piece_count(size_bytes: int, piece_bytes: int) -> int:
     return max(1, -(-size_bytes // piece_bytes))
 
 
+def reply_overhead(topic: str) -> int:
+    """Return how much larger than its piece a reply is on the wire: fixed header, topic, no properties, our own head."""
+    return 5 + 2 + len(topic.encode()) + 1 + REPLY_HEAD_BYTES
+
+
 _STATUSES = {int(status): status for status in Status}
 
 
@@ -159,7 +165,7 @@ def _check(request: Request) -> None:
     wanted = request.wanted
     if not 0 < len(wanted) <= MAX_WANTED or not 0 <= request.request_id < 1 << 32:
         raise PieceError(f"a request for {len(wanted)} pieces")
-    if any(low >= high for low, high in zip(wanted, wanted[1:], strict=False)) or wanted[-1] - wanted[0] >= MAX_SPAN:
+    if any(low >= high for low, high in itertools.pairwise(wanted)) or wanted[-1] - wanted[0] >= MAX_SPAN:
         raise PieceError("a request whose pieces do not ascend, or span too much")
     if not MIN_PIECE_BYTES <= request.piece_bytes <= MAX_PIECE_BYTES:
         raise PieceError(f"a request for pieces of {request.piece_bytes} bytes")

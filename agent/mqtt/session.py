@@ -123,7 +123,7 @@ class Session:
     def publish(
         self,
         topic: str,
-        payload: bytes,
+        payload: bytes | bytearray,
         *,
         qos: int,
         retain: bool,
@@ -162,6 +162,12 @@ class Session:
             self._client.publish(topic, payload, 0, retain=True).wait_for_publish(timeout_s)
         self._client.disconnect()
         self._over.wait(timeout_s / 5)  # lets the DISCONNECT out, so that the broker does not fire the will
+
+    def disconnect(self) -> None:
+        """Say DISCONNECT and close: nobody is to be told that we are gone."""
+        self._client.disconnect()
+        self._over.wait(1.0)  # lets it out
+        self.close()
 
     def close(self) -> None:
         """End paho's thread, in any state."""

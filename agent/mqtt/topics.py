@@ -50,7 +50,7 @@ class Topics:
 
     @property
     def fetch_request(self) -> str:
-        """This device asks for pieces of a release here: binary, `agent/mqtt/pieces.py`, QoS 0."""
+        """Where the device asks for pieces of a release: binary, `agent/mqtt/pieces.py`, QoS 0."""
         return f"{self.root}/fetch/request"
 
     @property
