@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pydantic import ValidationError
 
 from agent.errors import OperatorError, UntrustedError
@@ -30,10 +32,11 @@ def read_channel(trust: Trust, high_water: HighWater, channel: str) -> ChannelDo
 
 
 def _learn_release(trust: Trust, high_water: HighWater, channel: str) -> None:
-    """Rebuild a lost release number from the document that was trusted last."""
+    """Rebuild a lost release number from the document that was trusted last, unless that one was refused."""
     content = trust.remembered(channel_path(channel))
     if content is not None:
-        high_water.accept_release(channel, _parse(content, channel).release)
+        with contextlib.suppress(OperatorError, UntrustedError):
+            high_water.accept_release(channel, _parse(content, channel).release)
 
 
 def _parse(content: bytes, channel: str) -> ChannelDocument:

@@ -187,11 +187,11 @@ class Trust:
 
     def _prepare(self) -> None:
         with _disk_errors(self._folder):
-            for folder in (self._metadata, self._metadata / "root_history", self._targets):
+            for folder in (self._folder, self._metadata, self._metadata / "root_history", self._targets):
                 if not folder.is_dir():
                     folder.mkdir()
                     atomicfile.sync_folder(folder.parent)
-                for left_over in folder.glob(".*.*"):  # a power cut between writing and renaming, see atomicfile
+                for left_over in folder.glob(".*.*"):  # of a power cut between writing and renaming, see atomicfile
                     left_over.unlink()
         if self.high_water.is_new:
             self.high_water.learn_versions(self._local().claims())
