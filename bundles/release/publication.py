@@ -25,7 +25,7 @@ from bundles.release.metadata import ONLINE, MetadataFolder, RoleName, encode, i
 from bundles.release.settings import ExpiryDays
 from bundles.release.targetfiles import TargetFolder
 
-COPY = "rsync -a --ignore-existing {repo}/metadata {repo}/targets {repo}/blobs SERVER:REPO/"
+COPY = "rsync -a --ignore-existing {repo}/blobs {repo}/targets {repo}/metadata SERVER:REPO/"
 """Every file but the timestamp is immutable, and the server's timestamp is newer than the laptop's: never overwrite."""
 
 
@@ -208,6 +208,12 @@ class Publication:
             return False
         is_newest = snapshot.signed.meta["targets.json"].version == targets.signed.version
         return is_newest and is_signed(root, "timestamp", timestamp) and is_signed(root, "snapshot", snapshot)
+
+    def is_due(self, root: Root) -> bool:
+        """Whether a refresh is worth it: something new is signed, or half of the timestamp's time is over."""
+        timestamp = self._metadata.timestamp()
+        half = timedelta(days=self._expires_days.timestamp / 2)
+        return timestamp is None or not self.is_live(root) or timestamp.signed.expires - self.now() < half
 
     def _can_refresh(self, root: Root) -> bool:
         counts = (sum(self._keyring.uri(each) is not None for each in root.roles[role].keyids) for role in ONLINE)

@@ -43,7 +43,7 @@ from bundles.release.metadata import ONLINE, MetadataFolder, RoleName, is_root_s
 from bundles.release.publication import Outcome, Publication, Waiting
 from bundles.release.settings import RepositorySettings
 from bundles.release.targetfiles import TargetFolder
-from bundles.release.transfer import Previous, make_transfer
+from bundles.release.transfer import PREVIOUS_VERSIONS, Previous, make_transfer
 
 
 class Repository:
@@ -151,7 +151,8 @@ class Repository:
                 message = f"{name} {version} is in the repository already, with other content"
                 raise OperatorError(message, where=str(bundle_folder), hint=hint)
             self._publication.require_signer("targets", self.root())
-            previous = [self._previous(each) for each in reversed(self.bundles()) if each.name == name]
+            older = [each for each in reversed(self.bundles()) if each.name == name][:PREVIOUS_VERSIONS]
+            previous = [self._previous(each) for each in older]
             transfer = make_transfer(bundle, previous, self.folder / "blobs")
             manifest = (bundle_folder / "manifest.json").read_bytes()
             files = {manifest_path(name, version): manifest, transfer_path(name, version): transfer}
@@ -202,17 +203,20 @@ class Repository:
             )
             return document, self._put({channel_path(channel): channels.encode(document)})
 
-    def refresh(self, valid_days: float | None = None) -> Outcome:
+    def refresh(self, valid_days: float | None = None, *, only_if_due: bool = False) -> Outcome:
         """Make what is signed current: a new snapshot where needed, and a new timestamp. Needs the online keys only.
 
         Args:
             valid_days: Expiry of both, instead of the settings': for a USB stick that travels long.
+            only_if_due: Do nothing while nothing new is signed and half of the timestamp's time is left.
         """
         with self._locked():
-            root = self.root()
+            root, publication = self.root(), self._publication
+            if only_if_due and not publication.is_due(root):
+                return publication.outcome([])
             for role in ONLINE:
-                self._publication.require_signer(role, root)
-            return self._publication.outcome(self._publication.refresh(root, valid_days=valid_days))
+                publication.require_signer(role, root)
+            return publication.outcome(publication.refresh(root, valid_days=valid_days))
 
     def change_keys(
         self, role: RoleName, *, add: Sequence[Key] = (), remove: Sequence[str] = (), threshold: int | None = None
@@ -255,7 +259,7 @@ class Repository:
                     self._publication.sign(role, metadata, roots)
             after = {keyid for each in (root, targets) if each for keyid in each.signatures}
             if after == before and self.waiting():
-                hint = "name your key with --key; who has signed is listed by `holdfast release status`"
+                hint = "name your key with --key; who has signed is listed by `holdfast release show`"
                 raise OperatorError("no key at hand may sign this, or they have signed", hint=hint)
             return self._publication.settle(root, targets)
 

@@ -47,7 +47,7 @@ def make_transfer(
 
     Args:
         bundle: Opened and verified.
-        previous: Earlier versions, newest first; the first `PREVIOUS_VERSIONS` count.
+        previous: Earlier versions, newest first: `PREVIOUS_VERSIONS` of them are enough.
         blobs_folder: The repository's.
         chunk_bytes: Size of the pieces that are hashed.
 
@@ -55,7 +55,6 @@ def make_transfer(
         StateError: the disk is full or fails.
         BundleError: the bundle has too many blobs.
     """
-    previous = previous[:PREVIOUS_VERSIONS]
     roles = _bases(bundle.manifest, [each.manifest for each in previous])
     known = {sha256: forms for each in reversed(previous) for sha256, forms in each.transfer.blobs.items()}
     forms: dict[str, tuple[Form, ...]] = {}
@@ -119,9 +118,16 @@ def _unpack(sha256: str, known: Mapping[str, Sequence[Form]], blobs_folder: Path
         return blobs_folder / sha256
     path = folder / sha256
     if not path.exists():
-        with zstd.open(blobs_folder / whole.sha256, "rb") as packed, path.open("wb") as file:
-            shutil.copyfileobj(packed, file)
-    if sha256_of(path) != sha256:
-        hint = "see `holdfast release verify`, and bring the file back from a copy"
-        raise OperatorError("a blob is damaged", where=str(blobs_folder / whole.sha256), hint=hint)
+        try:
+            with zstd.open(blobs_folder / whole.sha256, "rb") as packed, path.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+        except (zstd.ZstdError, EOFError) as error:
+            raise _damaged(blobs_folder / whole.sha256) from error
+        if sha256_of(path) != sha256:
+            raise _damaged(blobs_folder / whole.sha256)
     return path
+
+
+def _damaged(path: Path) -> OperatorError:
+    hint = "see `holdfast release verify`, and bring the file back from a copy"
+    return OperatorError("a blob is damaged", where=str(path), hint=hint)
