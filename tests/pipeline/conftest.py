@@ -1,16 +1,22 @@
-"""Waiting on conditions with a deadline, and a real bundle made of the real UltraFace file."""
+"""Waiting on conditions with a deadline, core's side of real workers, and real bundles."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agent.clock import SystemClock
+from agent.clock import SystemClock, SystemRandom
+from agent.device.plan import Candidate
+from agent.health.conditions import Conditions
+from agent.pipeline.messages import Job, PipelineJob
+from agent.pipeline.supervision import Limits
+from agent.pipeline.workers import Workers
 
 CLOCK = SystemClock()
 
@@ -27,6 +33,85 @@ def eventually() -> Callable[..., None]:
             never.wait(0.01)
 
     return wait
+
+
+class Core:
+    """As much of core as the workers need: one queue, one thread that empties it."""
+
+    def __init__(self, bundle, *, kind="camera", variant="fp32", limits=None, **pipelines):
+        self.notes: queue.Queue = queue.Queue()
+        self.events = []
+        self.made_by = []
+        self.swaps = []
+        self.conditions = Conditions(CLOCK)
+        self.job = self._make_job(bundle, variant, kind, pipelines)
+        self.workers = Workers(
+            post=self.notes.put,
+            on_event=self._take_event,
+            on_swap=lambda model, error: self.swaps.append((model, error)),
+            conditions=self.conditions,
+            clock=CLOCK,
+            random=SystemRandom(),
+            limits=limits or Limits(restart_first_s=0.1, restart_limit_s=0.5),
+        )
+
+    def _make_job(self, bundle, variant, kind, pipelines):
+        jobs = tuple(PipelineJob(name, kind, settings) for name, settings in pipelines.items())
+        return Job("m", str(bundle), Candidate("CPUExecutionProvider", "cpu", variant, 1), jobs, beat_s=0.1)
+
+    def _take_event(self, pipeline, event, latency_ms, made_by):
+        self.events.append((pipeline, event, latency_ms))
+        self.made_by.append(made_by)
+
+    def swap(self, bundle, *, variant="fp32", **pipelines):
+        """Ask for another bundle; the pipelines' settings stay unless they are given anew."""
+        pipelines = {each.name: {**each.settings, **pipelines.get(each.name, {})} for each in self.job.pipelines}
+        self.workers.swap(self._make_job(bundle, variant, self.job.pipelines[0].kind, pipelines))
+
+    def turn(self):
+        """Deal with what has come, then with the time."""
+        while True:
+            try:
+                self.workers.deal_with(self.notes.get_nowait())
+            except queue.Empty:
+                break
+        self.workers.tick()
+
+    @property
+    def status(self):
+        return next(self.workers.status())
+
+    def beat(self, camera):
+        self.turn()
+        return dict(self.workers.beats()).get(camera)
+
+    def is_running(self):
+        self.turn()
+        return self.status.state == "running" and self.status.beat is not None
+
+    def has_swapped(self, count=1):
+        self.turn()
+        return len(self.swaps) >= count
+
+    def condition(self, name):
+        self.turn()
+        return next((each.text for each in self.conditions if each.name == name), None)
+
+
+@pytest.fixture
+def core(request):
+    """Return a function that starts core with cameras by name; it is stopped at the end."""
+    started = []
+
+    def start(bundle=None, **options):
+        it = Core(bundle or request.getfixturevalue("ultraface_bundle"), **options)
+        started.append(it)
+        it.workers.add(it.job)
+        return it
+
+    yield start
+    for it in started:
+        it.workers.stop()
 
 
 @pytest.fixture

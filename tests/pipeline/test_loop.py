@@ -13,6 +13,7 @@ from agent.errors import CandidateError, OperatorError, SourceError
 from agent.events.event import Event
 from agent.inference.answers import Score
 from agent.pipeline.loop import INVALID_LIMIT, Active, LoopSettings, PipelineLoop
+from agent.pipeline.stages import Tally
 from simulator.clock import SeededRandom
 
 CLOCK = SystemClock()
@@ -318,6 +319,64 @@ def test_model_may_be_replaced_between_two_samples(eventually, is_live):
         eventually(lambda: bench.loop.source_state == "finished")
     assert bench.loop.dropped["invalid"] == 0
     assert bench.loop.samples + bench.loop.dropped["latest"] == 22
+
+
+class Begun(Every):
+    """A judge with something open: it says who it is."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def finish(self):
+        return [replace(event(datetime(2026, 1, 1, tzinfo=UTC), phase="end"), label=self.name)]
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_judge_goes_on_over_a_swap_unless_there_is_another(eventually, is_live, goes_on):
+    """What was begun is ended where the judgement changes, as an event of the old bundle; else tracks go on."""
+    swap = threading.Event()
+    judge = Begun("old")
+    bench = Bench([Ticks([0, swap, 0], is_live=is_live)], judge=judge)
+    with bench.loop:
+        eventually(lambda: bench.loop.samples == 1)
+        bench.loop.active = Active(Echo(), judge if goes_on else Begun("new"), made_by={"version": "2"})
+        swap.set()
+        eventually(lambda: bench.loop.source_state == "finished")
+    seen = [(each.phase, each.label, version) for each, version in zip(bench.events, bench.versions, strict=True)]
+    ended = [] if goes_on else [("end", "old", "1")]
+    last = ("end", "old" if goes_on else "new", "2")
+    assert seen == [("new", None, "1"), *ended, ("new", None, "2"), last]
+    assert bench.values == [0, 1]
+
+
+def test_swap_with_full_queues_loses_no_sample_of_a_recording(eventually):
+    """Samples that were begun with the old bundle are ended with it, those after with the new one."""
+    gate = threading.Event()
+    bench = Bench([Ticks([0] * 100)], model=Echo(gate=gate))
+    with bench.loop:
+        eventually(lambda: bench.loop.captured == 4)  # one runs, two wait, one stands at the queue
+        bench.loop.active = replace(bench.loop.active, model=Echo(), made_by={"version": "2"}, tally=Tally())
+        gate.set()
+        eventually(lambda: bench.loop.source_state == "finished")
+    assert bench.values == list(range(100))
+    of_old = bench.versions[:-1].count("1")
+    assert of_old == 4
+    assert bench.versions[:100] == ["1"] * of_old + ["2"] * (100 - of_old)
+    assert bench.loop.active.tally.samples == bench.loop.rings["infer"].count == 100 - of_old
+
+
+def test_invalid_answers_of_the_old_bundle_are_not_the_new_ones(eventually):
+    """A bundle that is taken back because of invalid answers must not pull down the one that takes its place."""
+    swap, limit = threading.Event(), INVALID_LIMIT - 1
+    bench = Bench([Ticks([0] * limit + [swap] + [0] * 3)], model=Echo(invalid=range(limit)))
+    with bench.loop:
+        eventually(lambda: bench.loop.dropped["invalid"] == limit)
+        bench.loop.active = replace(bench.loop.active, model=Echo(invalid={limit}), tally=Tally())
+        swap.set()
+        eventually(lambda: bench.loop.source_state == "finished")
+    assert not bench.failures
+    assert (bench.loop.active.tally.invalid, bench.loop.active.tally.samples) == (1, 2)
 
 
 def test_stages_are_timed_and_latency_is_the_samples_age(eventually):

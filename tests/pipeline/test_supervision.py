@@ -6,7 +6,7 @@ import pytest
 
 from agent.errors import BundleError, CandidateError
 from agent.health.conditions import ClearCondition, SetCondition
-from agent.pipeline.supervision import Kill, Limits, Start, Supervisor, WakeAt, exit_text
+from agent.pipeline.supervision import Kill, Leave, Limits, Start, Supervisor, WakeAt, exit_text
 from simulator.clock import SeededRandom, VirtualClock
 
 DOWN = "worker-down/m"
@@ -30,7 +30,7 @@ class Bench:
                     self.conditions[name] = (severity, text)
                 case ClearCondition(name):
                     self.conditions.pop(name)
-        return [action for action in actions if isinstance(action, Start | Kill)]
+        return [action for action in actions if isinstance(action, Start | Kill | Leave)]
 
     def start(self):
         return self.do(self.supervisor.start(self.clock.monotonic()))
@@ -266,3 +266,67 @@ def test_condition_of_a_native_crash_says_where_it_was():
 def test_exit_status_is_said_in_words(status, text):
     """Nobody knows -11 by heart."""
     assert text in exit_text(status)
+
+
+def test_swap_has_as_long_as_a_start_although_the_worker_beats():
+    """The old bundle runs well, and would hide a loading that hangs for ever."""
+    bench = running()
+    bench.do(bench.supervisor.swapping(bench.clock.monotonic()))
+    bench.run_for(59)
+    passed_s, actions = bench.pass_to_wake()
+    assert passed_s == 1
+    assert actions == [Kill("it did not load the new bundle within 60 s")]
+    assert not bench.supervisor.has_stalled
+
+
+def test_swap_that_was_answered_has_no_deadline():
+    """Neither the next hour nor the next process may be killed for it."""
+    bench = running()
+    bench.do(bench.supervisor.swapping(bench.clock.monotonic()))
+    bench.supervisor.swapped()
+    bench.run_for(120)
+    assert bench.supervisor.state == "running"
+    bench.do(bench.supervisor.swapping(bench.clock.monotonic()))
+    bench.exit(-9)
+    bench.pass_to_wake()
+    bench.ready()
+    bench.run_for(120)
+    assert bench.supervisor.state == "running"
+
+
+def test_worker_that_is_replaced_leaves_and_starts_again_without_an_ill():
+    """A restart on purpose is no failure: no condition, no delay, no count."""
+    bench = running()
+    assert bench.do(bench.supervisor.replace(bench.clock.monotonic())) == [Leave()]
+    assert bench.exit(0) == [Start()]
+    bench.ready()
+    assert (bench.supervisor.state, bench.supervisor.restarts, bench.conditions) == ("running", 0, {})
+    assert bench.exit(-9) == [], "the next exit is one that nobody asked for"
+    assert DOWN in bench.conditions
+
+
+def test_worker_that_does_not_make_room_is_killed():
+    """A camera's driver may hang; the new bundle does not wait for it."""
+    bench = running()
+    bench.do(bench.supervisor.replace(bench.clock.monotonic()))
+    passed_s, actions = bench.pass_to_wake()
+    assert passed_s == Limits().kill_s
+    assert [type(action) for action in actions] == [Kill]
+    assert bench.exit(-9) == [Start()]
+
+
+def test_worker_that_still_loads_is_not_asked_but_killed_to_make_room():
+    """It reads no word of ours before its session is there."""
+    bench = Bench()
+    bench.start()
+    assert bench.do(bench.supervisor.replace(bench.clock.monotonic())) == [Kill("another job takes its place")]
+    assert bench.exit(-9) == [Start()]
+
+
+def test_worker_that_waits_or_was_stopped_has_nothing_to_make_room():
+    """One starts at once; the other stays where it is."""
+    bench = running()
+    bench.exit(-9)
+    assert bench.do(bench.supervisor.replace(bench.clock.monotonic())) == [Start()]
+    bench.do(bench.supervisor.stop())
+    assert bench.do(bench.supervisor.replace(bench.clock.monotonic())) == []

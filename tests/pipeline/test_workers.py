@@ -3,81 +3,15 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import socket
 
 import pytest
 
-from agent.clock import SystemClock, SystemRandom
-from agent.device.plan import Candidate
-from agent.health.conditions import Conditions
-from agent.pipeline.messages import Job, PipelineJob
+from agent.clock import SystemClock
 from agent.pipeline.supervision import Limits
-from agent.pipeline.workers import Workers
 
 CLOCK = SystemClock()
-CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
-
-
-class Core:
-    """As much of core as the workers need: one queue, one thread that empties it."""
-
-    def __init__(self, bundle, *, kind="camera", limits=None, **pipelines):
-        jobs = tuple(PipelineJob(name, kind, settings) for name, settings in pipelines.items())
-        self.notes: queue.Queue = queue.Queue()
-        self.events = []
-        self.conditions = Conditions(CLOCK)
-        self._job = Job("m", str(bundle), CPU, jobs, beat_s=0.1)
-        self.workers = Workers(
-            post=self.notes.put,
-            on_event=lambda pipeline, event, latency_ms, made_by: self.events.append((pipeline, event, latency_ms)),
-            conditions=self.conditions,
-            clock=CLOCK,
-            random=SystemRandom(),
-            limits=limits or Limits(restart_first_s=0.1, restart_limit_s=0.5),
-        )
-
-    def turn(self):
-        """Deal with what has come, then with the time."""
-        while True:
-            try:
-                self.workers.deal_with(self.notes.get_nowait())
-            except queue.Empty:
-                break
-        self.workers.tick()
-
-    @property
-    def status(self):
-        return next(self.workers.status())
-
-    def beat(self, camera):
-        self.turn()
-        return dict(self.workers.beats()).get(camera)
-
-    def is_running(self):
-        self.turn()
-        return self.status.state == "running" and self.status.beat is not None
-
-    def condition(self, name):
-        self.turn()
-        return next((each.text for each in self.conditions if each.name == name), None)
-
-
-@pytest.fixture
-def core(ultraface_bundle):
-    """Return a function that starts core with cameras by name; it is stopped at the end."""
-    started = []
-
-    def start(bundle=ultraface_bundle, **options):
-        it = Core(bundle, **options)
-        started.append(it)
-        it.workers.add(it._job)
-        return it
-
-    yield start
-    for it in started:
-        it.workers.stop()
 
 
 @pytest.fixture
