@@ -1,7 +1,7 @@
 """A program's system calls, from strace: started, read line by line, with the descriptors that each process has.
 
-Takes a command; gives `Call`s in the order in which they returned, calls that other threads interrupted put together. `sendfile` and
-`copy_file_range` are answered with ENOSYS, so that callers fall back on writes that can be seen. Linux only.
+Takes a command; gives `Call`s in the order in which they returned, with those that another thread interrupted put together.
+`sendfile` and `copy_file_range` are answered with ENOSYS, so that callers fall back on writes that can be seen. Linux only.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ def _unescape(text: str) -> bytes:
 
 
 def read_path(text: str) -> str:
+    """Return a path that strace wrote with every byte escaped."""
     return os.fsdecode(_unescape(text))
 
 
