@@ -5,7 +5,10 @@
     │   ├── ConfigurationError   the operator's file: carries *all* problems found, with line and key
     │   └── BundleError          this bundle (or model file) is refused; the active one is untouched
     ├── UnavailableError         the outside world is not there now; retry later with back-off
-    │   └── SourceError          a camera or sensor: reopen it
+    │   ├── SourceError          a camera or sensor: reopen it
+    │   ├── NotThereError        the repository has no such file; another transport may have it
+    │   ├── WrongContentError    what a transport brings is not what was signed; take another
+    │   └── StoppedError         somebody set `stop`: end, and go on at the next start
     ├── CandidateError           this provider or variant cannot be used here; take the next candidate
     └── StateError               our own state on disk cannot be used; stop, or set it aside
 
@@ -82,6 +85,18 @@ class UnavailableError(HoldfastError):
 
 class SourceError(UnavailableError):
     """A camera or sensor could not be opened, or stopped delivering."""
+
+
+class NotThereError(UnavailableError):
+    """The repository says that it has no such file. Another transport may have it."""
+
+
+class WrongContentError(UnavailableError):
+    """What came is not what was signed, again and again: this transport is damaged or hostile. Try another."""
+
+
+class StoppedError(UnavailableError):
+    """`stop` was set."""
 
 
 class CandidateError(HoldfastError):

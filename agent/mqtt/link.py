@@ -20,15 +20,14 @@ from typing import Self
 from agent.backoff import Backoff
 from agent.clock import Clock, Random
 from agent.mqtt.failure import ConnectError
-from agent.mqtt.messages import Connected, ConnectFailed, Disconnected, FailureKind, LinkMessage, Protocol
+from agent.mqtt.messages import Connected, ConnectFailed, Disconnected, LinkMessage
+from agent.mqtt.protocol import ProtocolChoice
 from agent.mqtt.session import Session
 from agent.mqtt.settings import MqttSettings
 from agent.mqtt.topics import Topics
 
 OFFLINE, ONLINE = b"offline", b"online"
 STOP_WITHIN_S = 1.0
-PROBE_5_AGAIN_S = 3600.0
-"""A broker that was silent at MQTT 5 may have been out of order: it is asked again now and then."""
 STEADY_AFTER_S = 10.0
 """A broker that accepts us and throws us out at once must not be hammered: the delay grows until a connection lasts."""
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class Link:
         self._subscriptions = tuple(subscriptions)
         self._answer_timeout_s = answer_timeout_s
         self._backoff = Backoff(random)
-        self._choice = _ProtocolChoice(settings.protocol, clock)
+        self._choice = ProtocolChoice(settings.protocol, clock)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mqtt-link", daemon=True)
         self._lock = threading.Lock()
@@ -177,7 +176,7 @@ class Link:
             self._sessions,
             self._choice.next(),
             self._settings,
-            device_id=self._topics.device_id,
+            client_id=self._settings.client_id or self._topics.device_id,
             will=(self._topics.status, OFFLINE),
             post=self._post,
         )
@@ -219,40 +218,3 @@ class Link:
     def _post(self, message: LinkMessage) -> None:
         if not self._stopping.is_set():
             self._post_to_core(message)
-
-
-class _ProtocolChoice:
-    """Which protocol the next attempt speaks."""
-
-    def __init__(self, wish: str, clock: Clock) -> None:
-        self._clock = clock
-        self._may_change = wish == "auto"
-        self._current: Protocol = "3.1.1" if wish == "3.1.1" else "5"
-        self._has_worked: Protocol | None = None
-        self._is_refused = False
-        """The broker said that it does not speak MQTT 5, in so many words."""
-        self._worked_at = 0.0
-
-    def next(self) -> Protocol:
-        """Return what to speak now."""
-        is_stale = self._clock.monotonic() - self._worked_at > PROBE_5_AGAIN_S
-        if self._may_change and self._has_worked == "3.1.1" and is_stale and not self._is_refused:
-            self._current = "5"
-        return self._current
-
-    def worked(self) -> None:
-        """Remember the protocol that got in."""
-        self._has_worked, self._worked_at = self._current, self._clock.monotonic()
-
-    def failed(self, kind: FailureKind) -> bool:
-        """Take a failure; return whether another protocol is to be tried at once."""
-        if not self._may_change:
-            return False
-        if self._current == "3.1.1":
-            if self._has_worked is None and not self._is_refused:
-                self._current = "5"  # it was no better, so nothing is known: begin again with 5, after a pause
-            return False
-        is_old = kind == "protocol" or (kind == "silent" and self._has_worked != "5")  # else it is ill, not old
-        if is_old:
-            self._current, self._is_refused = "3.1.1", kind == "protocol"
-        return is_old

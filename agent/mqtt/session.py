@@ -20,12 +20,15 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.mqtt import failure
+from agent.mqtt.boundedclient import BoundedClient
 from agent.mqtt.messages import LinkMessage, MessageArrived, Protocol, PublishAcknowledged
 from agent.mqtt.settings import MqttSettings
 
 NO_LIMIT = 65535
 LARGEST_INCOMING_BYTES = 1 << 20
 """A larger message on a topic of ours is nothing that this device asked for."""
+LARGEST_PACKET_BYTES = 16 << 20
+"""A still larger one is not even read: it would have to be held in memory first. The connection ends."""
 log = logging.getLogger(__name__)
 
 
@@ -36,9 +39,10 @@ class Session:
         number: Counts connections.
         protocol: What to speak.
         settings: The operator's words.
-        device_id: The client id where the settings give none.
-        will: Topic and payload that the broker publishes, retained, when we are gone without a word.
+        client_id: Who we are to the broker.
         post: Takes what arrives.
+        will: Topic and payload that the broker publishes, retained, when we are gone without a word.
+        largest_packet_bytes: The broker is asked (MQTT 5) to send nothing larger; larger ones end the connection.
     """
 
     def __init__(
@@ -47,12 +51,17 @@ class Session:
         protocol: Protocol,
         settings: MqttSettings,
         *,
-        device_id: str,
-        will: tuple[str, bytes],
+        client_id: str,
         post: Callable[[LinkMessage], None],
+        will: tuple[str, bytes] | None = None,
+        largest_packet_bytes: int = LARGEST_PACKET_BYTES,
     ) -> None:
         self.number = number
         self.protocol: Protocol = protocol
+        self.maximum_packet_bytes: int | None = None
+        """The largest packet that the broker takes and gives (MQTT 5 section 3.2.2.3.6), once connected; None: unknown."""
+        self.denied: str | None = None
+        """Why the broker denied a subscription."""
         self._settings = settings
         self._post = post
         self._port = settings.port or (8883 if settings.tls else 1883)
@@ -69,7 +78,8 @@ class Session:
         self._tokens: dict[int, int | None] = {}
         self._early: dict[int, int] = {}
         """Answers that came before `publish` learnt the packet's identifier."""
-        self._client = self._make_client(device_id, will)
+        self._largest_packet_bytes = largest_packet_bytes
+        self._client = self._make_client(client_id, will)
 
     def connect(self, answer_timeout_s: float) -> int:
         """Connect and wait for the broker's answer; return its receive maximum.
@@ -80,8 +90,7 @@ class Session:
         try:
             if self._settings.tls:
                 self._client.tls_set_context(tls_context(self._settings))
-            options: dict[str, Any] = {"clean_start": True} if self.protocol == "5" else {}
-            self._client.connect(self._settings.host, self._port, self._settings.keepalive_s, **options)
+            self._client.connect(self._settings.host, self._port, self._settings.keepalive_s, **self._connect_options())
         except OSError as error:
             raise failure.from_os_error(error, self._address, uses_tls=self._settings.tls is not None) from error
         self._client.loop_start()
@@ -95,23 +104,36 @@ class Session:
             raise failure.from_connack(code, self.protocol, self._address, text)
         return receive_maximum
 
-    def subscribe(self, topics: Iterable[str]) -> None:
-        """Subscribe at QoS 1."""
-        wishes = [(topic, 1) for topic in topics]
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection has ended; `reason` says why."""
+        return self._over.is_set()
+
+    @property
+    def reason(self) -> str:
+        """Why the connection ended."""
+        return self._reason
+
+    def subscribe(self, topics: Iterable[str], *, qos: int = 1) -> None:
+        """Subscribe; what the broker answers comes later (`denied`)."""
+        wishes = [(topic, qos) for topic in topics]
         if wishes:
             self._client.subscribe(wishes)
 
     def publish(
         self,
         topic: str,
-        payload: bytes,
+        payload: bytes | bytearray,
         *,
         qos: int,
         retain: bool,
         token: int | None = None,
-        content_type: str = "application/json",
+        content_type: str | None = "application/json",
     ) -> bool:
-        """Queue a message; return whether there was a connection. Never blocks."""
+        """Queue a message; return whether there was a connection. Never blocks.
+
+        `token` comes back in `PublishAcknowledged`: at QoS 1 when the broker has it, at QoS 0 when it is written out.
+        """
         info = self._client.publish(topic, payload, qos, retain, self._properties(content_type))
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return False
@@ -141,6 +163,12 @@ class Session:
         self._client.disconnect()
         self._over.wait(timeout_s / 5)  # lets the DISCONNECT out, so that the broker does not fire the will
 
+    def disconnect(self) -> None:
+        """Say DISCONNECT and close: nobody is to be told that we are gone."""
+        self._client.disconnect()
+        self._over.wait(1.0)  # lets it out
+        self.close()
+
     def close(self) -> None:
         """End paho's thread, in any state."""
         if (sock := self._client.socket()) is not None:
@@ -149,8 +177,15 @@ class Session:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _properties(self, content_type: str) -> Properties | None:
+    def _connect_options(self) -> dict[str, Any]:
         if self.protocol != "5":
+            return {}
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = self._largest_packet_bytes
+        return {"clean_start": True, "properties": properties}
+
+    def _properties(self, content_type: str | None) -> Properties | None:
+        if self.protocol != "5" or content_type is None:
             return None
         if content_type not in self._properties_by_type:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -158,19 +193,21 @@ class Session:
             self._properties_by_type[content_type] = properties
         return self._properties_by_type[content_type]
 
-    def _make_client(self, device_id: str, will: tuple[str, bytes]) -> mqtt.Client:
+    def _make_client(self, client_id: str, will: tuple[str, bytes] | None) -> mqtt.Client:
         version = mqtt.MQTTv5 if self.protocol == "5" else mqtt.MQTTv311
-        client = mqtt.Client(
+        client = BoundedClient(
             CallbackAPIVersion.VERSION2,
-            client_id=self._settings.client_id or device_id,
+            client_id=client_id,
             protocol=version,
             reconnect_on_failure=False,
             clean_session=True if self.protocol == "3.1.1" else None,
         )
+        client.largest_packet_bytes = self._largest_packet_bytes
         if self._settings.user is not None:
             secret = self._settings.password
             client.username_pw_set(self._settings.user, secret.get_secret_value() if secret else None)
-        client.will_set(will[0], will[1], qos=1, retain=True)
+        if will is not None:
+            client.will_set(will[0], will[1], qos=1, retain=True)
         # The outbox keeps to the broker's receive maximum, which paho would have to know before it connects.
         client.max_inflight_messages_set(0)
         client.max_queued_messages_set(0)
@@ -193,6 +230,7 @@ class Session:
         self, _client: object, _data: object, _flags: object, code: ReasonCode, properties: Properties | None
     ) -> None:
         self._answer = (code.value, str(code), int(getattr(properties, "ReceiveMaximum", NO_LIMIT)))
+        self.maximum_packet_bytes = getattr(properties, "MaximumPacketSize", None)
         self._answered.set()
 
     def _on_disconnect(
@@ -223,6 +261,7 @@ class Session:
     def _on_subscribe(self, _client: object, _data: object, _mid: int, codes: list[ReasonCode], _more: object) -> None:
         for code in codes:
             if code.is_failure:
+                self.denied = str(code)
                 log.error("the broker denies a subscription: %s; allow it in the broker's ACL", code)
 
 

@@ -48,9 +48,35 @@ class Topics:
         """A consumer writes JSON here: the `seq` of an event it has (a number, or a list of numbers)."""
         return f"{self.root}/ack"
 
+    @property
+    def fetch_request(self) -> str:
+        """Where the device asks for pieces of a release: binary, `agent/mqtt/pieces.py`, QoS 0."""
+        return f"{self.root}/fetch/request"
+
+    @property
+    def fetch_reply(self) -> str:
+        """A release server answers here, one message a piece, QoS 0."""
+        return f"{self.root}/fetch/reply"
+
+    @property
+    def release_hint(self) -> str:
+        """Retained, for all devices of the prefix: the version of the newest timestamp.json as a decimal number."""
+        return release_hint(self.prefix)
+
     def events(self, pipeline: str) -> str:
         """The events of one pipeline, CloudEvents JSON, QoS 1."""
         return f"{self.root}/events/{pipeline}"
+
+
+def release_hint(prefix: str) -> str:
+    """Return where release servers say that there is something new."""
+    return f"{prefix}/releases/timestamp"
+
+
+def fetch_requests(prefix: str, *, is_shared: bool) -> str:
+    """Return what a release server subscribes to; shared (MQTT 5 section 4.8.2), each request reaches one of several."""
+    pattern = Topics(prefix, "+").fetch_request
+    return f"$share/releases/{pattern}" if is_shared else pattern
 
 
 def topic_matches(pattern: str, topic: str) -> bool:

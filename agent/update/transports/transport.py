@@ -10,19 +10,9 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from agent.errors import UnavailableError
+from agent.errors import NotThereError, StoppedError, UnavailableError, WrongContentError
 
-
-class NotThereError(UnavailableError):
-    """The repository says that it has no such file. Another transport may have it."""
-
-
-class WrongContentError(UnavailableError):
-    """What came is not what was signed, again and again: this transport is damaged or hostile. Try another."""
-
-
-class StoppedError(UnavailableError):
-    """`stop` was set."""
+__all__ = ["Chunks", "NotThereError", "StoppedError", "Transport", "UnavailableError", "WrongContentError"]
 
 
 class Chunks(Protocol):
