@@ -4,7 +4,7 @@
     for image in recording.images():
         image.write_to(folder)      # start the real program on it and see what it makes of that
 
-A *point* is the moment after one operation on the folder. What had been fsynced by then is there (`simulator.systemcalls`
+A *point* is the moment after one operation on the folder. What had been fsynced by then is there (`simulator.operations`
 has the operations); of the rest the four kinds keep:
 
     kept        all of it, as after `kill -9`
@@ -35,20 +35,8 @@ from typing import Literal, Self, get_args
 
 from agent.clock import Clock, SystemClock
 from agent.errors import UnavailableError
-from simulator.systemcalls import (
-    ROOT,
-    Entry,
-    Operation,
-    Reading,
-    Said,
-    Sync,
-    Tree,
-    Truncate,
-    Write,
-    read_tree,
-    run_traced,
-    tracing,
-)
+from simulator.operations import ROOT, Entry, Operation, Reading, Said, Sync, Tree, Truncate, Write, read_tree
+from simulator.tracing import run_traced, tracing
 
 Kind = Literal["kept", "dropped", "torn", "reordered"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

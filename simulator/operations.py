@@ -1,12 +1,12 @@
-"""What a program did to one folder, from strace: a list of operations on nodes, in the order in which they took effect.
+"""What a program did to one folder: a list of operations on nodes, in the order in which they took effect.
 
-Takes a command and a folder; gives what the folder held before and each `Write`, `Truncate`, `Entry`, `Sync` and `Said`
-after it, of the program and all its threads and children. A *node* is a file or folder by identity, not by name: so a
-rename, a link, a descriptor that outlives its name and two descriptors of one file are all what they are on a disk.
+Takes strace's log and what the folder held before; gives each `Write`, `Truncate`, `Entry`, `Sync` and `Said` of the program
+with all its threads and children. A *node* is a file or folder by identity, not by name: so a rename, a link, a descriptor
+that outlives its name and two descriptors of one file are all what they are on a disk.
 
-Refuses (RecordingError) rather than guesses: a shared writable mapping of anything but SQLite's `-shm`, O_TMPFILE, an exchange of
-names, holes, a file moved in from outside. `sendfile` and `copy_file_range` are answered with ENOSYS, so that callers fall back
-on writes that can be seen. io_uring is not seen. Descriptors above 2 are taken as closed by execve. Linux only.
+Refuses (RecordingError) rather than guesses: a shared writable mapping of anything but SQLite's `-shm`, O_TMPFILE, an
+exchange of names, holes, a file moved in from outside. io_uring is not seen. Descriptors above 2 are taken as closed by
+execve; a file that was open before the recording is taken as appended to.
 """
 
 from __future__ import annotations
@@ -14,28 +14,26 @@ from __future__ import annotations
 import bisect
 import os
 import re
-import shutil
 import stat
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.errors import HoldfastError, UnavailableError
+from simulator.tracing import (
+    DESCRIPTOR,
+    STRING,
+    Call,
+    OpenFile,
+    Processes,
+    RecordingError,
+    Table,
+    calls,
+    read_path,
+    written,
+)
 
 ROOT = 0
 """The node of the recorded folder itself."""
-CALLS = (
-    "execve,?fork,?vfork,clone,?clone3,?open,openat,?openat2,?creat,close,dup,?dup2,dup3,fcntl,lseek,read,readv,write,"
-    "writev,pwrite64,pwritev,?pwritev2,fsync,fdatasync,sync,?syncfs,?rename,renameat,?renameat2,?unlink,unlinkat,?rmdir,?mkdir,"
-    "mkdirat,?link,linkat,?symlink,symlinkat,truncate,ftruncate,fallocate,mmap,sendfile,?copy_file_range"
-)
-LONGEST_WRITE_BYTES = 1 << 26
-"""Of one call; strace reserves five times as much address space."""
-
-
-class RecordingError(HoldfastError):
-    """The program did something to the folder that cannot be replayed truly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,154 +115,6 @@ def read_tree(folder: Path) -> Tree:
     return tree
 
 
-def tracing(command: Sequence[str], log: Path, *, detached: bool = False) -> list[str]:
-    """Return the command that runs `command` under strace.
-
-    With `detached` the program is the caller's own child, as if it had been started without strace: signals and `wait` reach it.
-
-    Raises:
-        UnavailableError: strace is not installed.
-    """
-    strace = shutil.which("strace")
-    if strace is None:
-        raise UnavailableError("strace is not installed", hint="install the package `strace`")
-    options = ["-f", "-y", "-xx", "-s", str(LONGEST_WRITE_BYTES), "-e", "raw=read,readv"]
-    options += ["-e", f"trace={CALLS}", "-e", "inject=sendfile,copy_file_range:error=ENOSYS", "-o", str(log)]
-    return [strace, *(["-D"] if detached else []), "--seccomp-bpf", *options, "--", *command]
-
-
-def run_traced(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None, timeout_s: float) -> int:
-    """Run a program to its end under strace and return its exit status.
-
-    Raises:
-        UnavailableError: there is no strace, or it may not trace here (ptrace is forbidden in some containers).
-    """
-    result = subprocess.run(tracing(command, log), env=env, check=False, timeout=timeout_s)
-    if not log.exists() or not log.stat().st_size:
-        raise UnavailableError("strace recorded nothing", hint="allow ptrace: strace must be able to run here")
-    return result.returncode
-
-
-# -- lines ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One finished system call, `arguments` still as strace writes them. It took from line `began` to line `ended`."""
-
-    pid: int
-    name: str
-    arguments: str
-    result: str
-    began: int
-    ended: int
-
-    @property
-    def failed(self) -> bool:
-        return self.result.startswith(("-1", "?"))
-
-    @property
-    def number(self) -> int:
-        """The result as a number."""
-        return int(re.split(r"[<\s]", self.result, maxsplit=1)[0], 0)
-
-    def split(self) -> list[str]:
-        return self.arguments.split(", ")
-
-
-_LINE = re.compile(r"(\d+) +(\w+)\((.*)\) += (.*)", re.DOTALL)
-_RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)", re.DOTALL)
-_UNFINISHED = " <unfinished ...>"
-_DESCRIPTOR = re.compile(r"(-?\d+|AT_FDCWD)(?:<(.*?)>)?")
-_STRING = re.compile(r'"([^"]*)"(\.\.\.)?')
-
-
-def calls(log: Path) -> Iterator[Call]:
-    """Give the calls in a log in the order in which they returned."""
-    begun: dict[str, tuple[str, int]] = {}
-    with log.open(encoding="ascii") as file:
-        for number, raw in enumerate(file):
-            line, began = raw.rstrip("\n"), number
-            if line.endswith(_UNFINISHED):
-                begun[line.split(None, 1)[0]] = (line.removesuffix(_UNFINISHED), number)
-                continue
-            if resumed := _RESUMED.match(line):
-                head, began = begun.pop(resumed[1], ("", number))
-                line = head + resumed[3]
-            if match := _LINE.match(line):
-                yield Call(int(match[1]), match[2], match[3], match[4], began, number)
-
-
-def _unescape(text: str) -> bytes:
-    return bytes.fromhex(text.replace("\\x", ""))
-
-
-def _path(text: str) -> str:
-    return os.fsdecode(_unescape(text))
-
-
-def _data(call: Call) -> bytes:
-    """Return all strings of a call together, as much of them as was written.
-
-    Raises:
-        RecordingError: strace cut one.
-    """
-    found = _STRING.findall(call.arguments)
-    if any(cut for _, cut in found):
-        raise RecordingError(f"strace cut the data of a {call.name}")
-    return b"".join(_unescape(text) for text, _ in found)[: call.number]
-
-
-# -- processes and their descriptors -------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Open:
-    """An open file description: descriptors that were duplicated or inherited share it."""
-
-    node: int
-    position: int = 0
-    appends: bool = False
-
-
-_Table = dict[int, _Open]
-
-
-class _Processes:
-    """Which descriptors each thread sees: threads share a table, a forked child gets a copy."""
-
-    def __init__(self, log: Path) -> None:
-        self._parents: dict[int, tuple[int, bool]] = {}
-        self._tables: dict[int, _Table] = {}
-        self.root: int | None = None
-        for call in calls(log):
-            self.root = self.root or call.pid
-            if call.name in _FORKS and not call.failed:
-                self._parents[call.number] = (call.pid, "CLONE_FILES" in call.arguments)
-
-    def table(self, pid: int) -> _Table:
-        """Return a thread's table. A child is often seen before its parent's `clone` returns; then it is copied now."""
-        if pid not in self._tables:
-            parent, is_shared = self._parents.get(pid, (None, False))
-            above = self.table(parent) if parent is not None else {}
-            self._tables[pid] = above if is_shared else dict(above)
-        return self._tables[pid]
-
-    def is_root(self, pid: int) -> bool:
-        """Whether it is the program itself or one of its threads."""
-        while pid != self.root:
-            pid, is_thread = self._parents.get(pid, (-1, False))
-            if not is_thread:
-                return False
-        return True
-
-
-_FORKS = ("fork", "vfork", "clone", "clone3")
-
-
-# -- from calls to operations --------------------------------------------------------------------------------------
-
-
 class Reading:
     """Turns a log into operations. `before` is what the folder held when the program started."""
 
@@ -277,7 +127,7 @@ class Reading:
         self._names = {node: dict(names) for node, names in before.folders.items()}
         self._sizes = {node: len(content) for node, content in before.files.items()}
         self._next_node = 1 + max((*before.files, *before.folders, *before.links))
-        self._processes = _Processes(log)
+        self._processes = Processes(log)
         self._ended: list[int] = []
         self._counts: list[int] = []
         for call in calls(log):
@@ -318,24 +168,24 @@ class Reading:
         """Return the path arguments, each joined with the folder descriptor before it if there is one."""
         paths, base = [], os.sep
         for argument in call.split():
-            if string := _STRING.fullmatch(argument):
-                paths.append(self._inside(str(Path(base, _path(string[1])))))
-            elif descriptor := _DESCRIPTOR.fullmatch(argument):
-                base = _path(descriptor[2] or "") or os.sep
+            if string := STRING.fullmatch(argument):
+                paths.append(self._inside(str(Path(base, read_path(string[1])))))
+            elif descriptor := DESCRIPTOR.fullmatch(argument):
+                base = read_path(descriptor[2] or "") or os.sep
         return paths
 
-    def _opened(self, text: str, table: _Table) -> _Open | None:
+    def _opened(self, text: str, table: Table) -> OpenFile | None:
         """Return the description behind `3</path>` where the path is inside the folder."""
-        match = _DESCRIPTOR.match(text)
+        match = DESCRIPTOR.match(text)
         if match is None or match[1] == "AT_FDCWD":
             return None
-        number, path = int(match[1]), _path(match[2] or "")
+        number, path = int(match[1]), read_path(match[2] or "")
         parts = self._inside(path) if path.startswith("/") else None
         if parts is None:
             table.pop(number, None)
             return None
         if number not in table and (node := self._find(parts)) is not None:
-            table[number] = _Open(node, appends=True)  # opened before the recording began
+            table[number] = OpenFile(node, appends=True)  # opened before the recording began
         return table.get(number)
 
     def _new_node(self) -> int:
@@ -366,10 +216,10 @@ class Reading:
 
     # -- one for each kind of call --
 
-    def open(self, call: Call, table: _Table) -> None:
-        match = _DESCRIPTOR.match(call.result)
+    def open(self, call: Call, table: Table) -> None:
+        match = DESCRIPTOR.match(call.result)
         assert match is not None
-        number, parts = int(match[1]), self._inside(_path(match[2] or ""))
+        number, parts = int(match[1]), self._inside(read_path(match[2] or ""))
         table.pop(number, None)
         if parts is None:
             return
@@ -382,13 +232,13 @@ class Reading:
             self._put(parts, node, f"create {'/'.join(parts)}")
         elif "O_TRUNC" in call.arguments or call.name == "creat":
             self._resize(node, 0)
-        table[number] = _Open(node, appends="O_APPEND" in call.arguments)
+        table[number] = OpenFile(node, appends="O_APPEND" in call.arguments)
 
-    def close(self, call: Call, table: _Table) -> None:
-        match = _DESCRIPTOR.match(call.arguments)
+    def close(self, call: Call, table: Table) -> None:
+        match = DESCRIPTOR.match(call.arguments)
         table.pop(int(match[1]) if match else -1, None)
 
-    def duplicate(self, call: Call, table: _Table) -> None:
+    def duplicate(self, call: Call, table: Table) -> None:
         arguments = call.split()
         if call.name == "fcntl" and not arguments[1].startswith("F_DUPFD"):
             return
@@ -397,37 +247,37 @@ class Reading:
         if opened is not None:
             table[call.number] = opened
 
-    def execute(self, _call: Call, table: _Table) -> None:
+    def execute(self, _call: Call, table: Table) -> None:
         for number in [number for number in table if number > 2]:
             del table[number]
 
-    def seek(self, call: Call, table: _Table) -> None:
+    def seek(self, call: Call, table: Table) -> None:
         if opened := self._opened(call.arguments, table):
             opened.position = call.number
 
-    def read(self, call: Call, table: _Table) -> None:
+    def read(self, call: Call, table: Table) -> None:
         opened = table.get(int(call.split()[0], 0))
         if opened is not None:
             opened.position += call.number
 
-    def write(self, call: Call, table: _Table) -> None:
+    def write(self, call: Call, table: Table) -> None:
         opened = self._opened(call.arguments, table)
         if opened is None:
             if call.arguments.startswith("1<") and self._processes.is_root(call.pid):
-                data = _data(call)
+                data = written(call)
                 self._add(Said(data), f"said {data[:60]!r}")
             return
         offset = self._sizes.get(opened.node, 0) if opened.appends else opened.position
-        self._write(opened.node, offset, _data(call), call.name)
+        self._write(opened.node, offset, written(call), call.name)
         opened.position = offset + call.number
 
-    def write_at(self, call: Call, table: _Table) -> None:
+    def write_at(self, call: Call, table: Table) -> None:
         if opened := self._opened(call.arguments, table):
             numbers = re.findall(r"(?<=, )\d+", call.arguments.rsplit("]", 1)[-1].rsplit('"', 1)[-1])
             offset = int(numbers[1])  # after the count of bytes or vectors
-            self._write(opened.node, offset, _data(call), call.name)
+            self._write(opened.node, offset, written(call), call.name)
 
-    def sync(self, call: Call, table: _Table) -> None:
+    def sync(self, call: Call, table: Table) -> None:
         before = bisect.bisect_left(self._ended, call.began)  # calls that had returned when this one began
         since = self._counts[before - 1] if before else 0
         if call.name in {"sync", "syncfs"}:
@@ -435,7 +285,7 @@ class Reading:
         elif opened := self._opened(call.arguments, table):
             self._add(Sync(opened.node, since), f"{call.name} {self._name_of(opened.node)}")
 
-    def rename(self, call: Call, _table: _Table) -> None:
+    def rename(self, call: Call, _table: Table) -> None:
         if "RENAME_EXCHANGE" in call.arguments or "RENAME_WHITEOUT" in call.arguments:
             raise RecordingError("names were exchanged")
         source, target = self._paths(call)
@@ -455,12 +305,12 @@ class Reading:
         self._names[folder].pop(name, None)
         self._add(Entry(taken=(folder, name)), f"{what} {'/'.join(parts)}")
 
-    def remove(self, call: Call, _table: _Table) -> None:
+    def remove(self, call: Call, _table: Table) -> None:
         for parts in self._paths(call):
             if parts:
                 self._take(parts, call.name)
 
-    def make_folder(self, call: Call, _table: _Table) -> None:
+    def make_folder(self, call: Call, _table: Table) -> None:
         for parts in self._paths(call):
             if parts:
                 node = self._new_node()
@@ -468,7 +318,7 @@ class Reading:
                 self._names[node] = {}
                 self._put(parts, node, f"mkdir {'/'.join(parts)}")
 
-    def link(self, call: Call, _table: _Table) -> None:
+    def link(self, call: Call, _table: Table) -> None:
         source, target = self._paths(call)
         if target is None:
             return
@@ -477,14 +327,14 @@ class Reading:
             raise RecordingError(f"{'/'.join(target)} was linked in from outside")
         self._put(target, node, f"link {'/'.join(target)}")
 
-    def symlink(self, call: Call, _table: _Table) -> None:
+    def symlink(self, call: Call, _table: Table) -> None:
         parts = self._paths(call)[-1]
         if parts:
             node = self._new_node()
-            self.links[node] = _path(_STRING.findall(call.arguments)[0][0])
+            self.links[node] = read_path(STRING.findall(call.arguments)[0][0])
             self._put(parts, node, f"symlink {'/'.join(parts)}")
 
-    def truncate(self, call: Call, table: _Table) -> None:
+    def truncate(self, call: Call, table: Table) -> None:
         size = int(call.split()[-1], 0)
         if call.name == "truncate":
             parts = self._paths(call)[0]
@@ -495,7 +345,7 @@ class Reading:
         if node is not None:
             self._resize(node, size)
 
-    def allocate(self, call: Call, table: _Table) -> None:
+    def allocate(self, call: Call, table: Table) -> None:
         opened = self._opened(call.arguments, table)
         _, mode, offset, length = call.split()
         if opened is None or mode == "FALLOC_FL_KEEP_SIZE":
@@ -504,7 +354,7 @@ class Reading:
             raise RecordingError(f"fallocate {mode}")
         self._resize(opened.node, max(self._sizes.get(opened.node, 0), int(offset, 0) + int(length, 0)))
 
-    def map(self, call: Call, table: _Table) -> None:
+    def map(self, call: Call, table: Table) -> None:
         *_, protection, flags, descriptor, _ = call.split()
         if "PROT_WRITE" not in protection or "MAP_SHARED" not in flags:
             return
@@ -513,7 +363,7 @@ class Reading:
             raise RecordingError(f"{self._name_of(opened.node)} is mapped for writing: such writes cannot be seen")
 
 
-_HANDLERS: dict[str, Callable[[Reading, Call, _Table], None]] = {
+_HANDLERS: dict[str, Callable[[Reading, Call, Table], None]] = {
     "execve": Reading.execute,
     "close": Reading.close,
     "lseek": Reading.seek,
