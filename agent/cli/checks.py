@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from agent import RELEASED_ON
 from agent.childprocess import Child, Message
 from agent.clock import Clock
 from agent.config.view import mask
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["ok", "warn", "fail"]
 
-BUILD_TIME = datetime(2026, 1, 1, tzinfo=UTC)
-"""No clock of a device that runs this program can be right before this."""
+BUILD_TIME = datetime.fromisoformat(RELEASED_ON).replace(tzinfo=UTC)
 LEAST_FREE_BYTES = 50 * 2**20
 """Below, plans and the database's own journal do not fit any more."""
 LOOK_MARGIN_S = 10.0

@@ -31,12 +31,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "device": ("agent.cli.device:app", "What this device is: processor, memory, accelerators, cameras."),
     "profile": ("agent.cli.profile:app", "The kinds of device that are known, and which one this is."),
     "plan": ("agent.cli.plan:app", "What runs a bundle on this device, measured, and why."),
+    "update": ("agent.cli.update:app", "Releases on this device: what runs, what comes, and the way back."),
     "events": ("agent.cli.events:app", "Watch the events that arrive at the broker."),
 }
 """Name → where the command or group is, and its line of help."""
 
 FOREIGN_HELP: Mapping[str, str] = {
     "bundle": "Build, inspect and verify model bundles.",
+    "release": "Sign releases, say who gets them, and serve them.",
     "demo": "See it all at work: own broker, generated camera, live counters.",
 }
 """Help for the groups of our own other packages, so that listing them imports nothing."""
