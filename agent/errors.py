@@ -6,6 +6,7 @@
     │   └── BundleError          this bundle (or model file) is refused; the active one is untouched
     ├── UnavailableError         the outside world is not there now; retry later with back-off
     │   └── SourceError          a camera or sensor: reopen it
+    ├── UntrustedError           what came is not what was signed, or is older or expired: refuse it, say so, ask again later
     ├── CandidateError           this provider or variant cannot be used here; take the next candidate
     └── StateError               our own state on disk cannot be used; stop, or set it aside
 
@@ -82,6 +83,23 @@ class UnavailableError(HoldfastError):
 
 class SourceError(UnavailableError):
     """A camera or sensor could not be opened, or stopped delivering."""
+
+
+class UntrustedError(HoldfastError):
+    """Signed metadata or a signed document is refused: signatures, versions, expiry, hashes. Nothing of it was used.
+
+    Either somebody attacks (and can only delay), or the repository is broken or was not refreshed in time.
+
+    Args:
+        message: What is wrong, with the expected and the found value.
+        role: What it is about: a TUF role (`timestamp`), `channels/stable.json`, …
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, *, role: str, hint: str | None = None) -> None:
+        self.role = role
+        super().__init__(message, where=role, hint=hint)
 
 
 class CandidateError(HoldfastError):
