@@ -195,9 +195,7 @@ class UpdateSteps:
             from agent.update.trust import Trust
 
             built_at = datetime.fromisoformat(RELEASED_ON).replace(tzinfo=UTC)
-            self._trust = Trust(
-                self._trust_folder, self._read_root(), self._read_file, self._clock, built_at=built_at
-            )
+            self._trust = Trust(self._trust_folder, self._read_root(), self._read_file, self._clock, built_at=built_at)
         return self._trust
 
     def _read_file(self, path: str, limit_bytes: int) -> bytes:

@@ -201,9 +201,7 @@ class Updating:
         self._conditions.set(EXPIRES, "warning", text)
 
 
-def _transports(
-    settings: Settings, update: UpdateSettings, topics: Topics, clock: Clock, random: Random
-) -> Transports:
+def _transports(settings: Settings, update: UpdateSettings, topics: Topics, clock: Clock, random: Random) -> Transports:
     pace = Pace(clock, update.rate_limit_kib_s)
     mqtt = settings.mqtt
     make_mqtt = (lambda: MqttTransport(mqtt, topics, clock, random, pace=pace.delay_s)) if mqtt else None

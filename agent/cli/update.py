@@ -24,7 +24,9 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The configuration file; else the first of the search path.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelArgument = Annotated[str | None, typer.Argument(help="A model's name in the configuration; all that follow a channel.")]
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="A model's name in the configuration; all that follow a channel.")
+]
 WaitOption = Annotated[float, typer.Option("--wait", min=0, help="Seconds to follow what happens; 0: do not wait.")]
 LOOK_S = 0.2
 WORKING = frozenset({"checking", "fetching", "staged", "trying", "switching"})

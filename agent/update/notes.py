@@ -1,8 +1,9 @@
-"""What the updater's own thread posts to core's queue, and what core tells the updater. Values."""
+"""What happens to the updates of a model: what the updater's own thread posts to core's queue, and what core says. Values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from agent.update.record import Slot
@@ -14,9 +15,12 @@ class Checked:
 
     model: str
     release: int
+    """Of the channel's document."""
     slot: Slot | None
-    waits_for: str = ""
-    """Why an assignment is not taken now (`not before …`, `outside the window …`); the device asks again later."""
+    timestamp: int = 0
+    """The version of the trusted timestamp."""
+    expires: datetime | None = None
+    """When the first of the trusted roles does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,11 @@ class Tried:
 
     model: str
     digest: str
-    prepared: Any
+    prepared: Any = None
+    max_p99_ms: float | None = None
+    """The bundle's own gate."""
+    max_rss_bytes: int | None = None
+    """What the device's profile gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,48 @@ class TrialRefused:
 
 
 WorkNote = Checked | CheckFailed | FetchProgress | Staged | FetchFailed | Tried | TrialRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Now: monotonic seconds for delays, wall time for windows."""
+
+    monotonic_s: float
+    utc: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CheckDue:
+    """It is time to ask what this device should run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """The worker runs the slot of the last `Switch`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchFailed:
+    """The slot of the last `Switch`, or the active one at a start, cannot run: damaged, or its session failed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackWanted:
+    """The operator, on this device."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyWanted:
+    """The operator, on this device: take the candidate now, whatever the windows say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +145,6 @@ class Health:
     """Of `infer`."""
     rss_bytes: int | None
     is_stalled: bool = False
+
+
+CoreNote = CheckDue | Time | Switched | SwitchFailed | RollbackWanted | ApplyWanted | Health
