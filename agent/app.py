@@ -12,8 +12,8 @@ import logging
 import queue
 import signal
 import threading
-from dataclasses import replace
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from agent.backoff import Backoff
@@ -287,7 +287,7 @@ class Core:
                 self._run_model(note)
             case PreparationFailed(wanted, error):
                 self._cannot_run(wanted, str(error), now_s)
-            case _ if self._updating:
+            case _ if self._updating and isinstance(note, WorkNote):
                 self._updating.deal_with(note)
 
     def _take_message(self, topic: str, payload: bytes, now_s: float) -> None:

@@ -19,8 +19,7 @@ from agent.bundle.reader import open_bundle
 from agent.clock import Clock
 from agent.device.planning import p99_limit_ms
 from agent.errors import BundleError, HoldfastError, OperatorError, StateError, UnavailableError, UntrustedError
-from agent.pipeline.assembly import check_kind
-from agent.pipeline.jobs import with_overrides
+from agent.pipeline.jobs import check_kind, with_overrides
 from agent.pipeline.messages import PipelineJob
 from agent.preparation import Preparer, Wanted
 from agent.update.documents import ChannelDocument, Form

@@ -7,13 +7,11 @@ Takes the operator's settings and core's own parts; gives core one object to ask
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from agent import atomicfile
 from agent.bundle.finding import find_bundle
 from agent.bundle.reader import BLOBS
 from agent.clock import Clock, Random
@@ -29,6 +27,7 @@ from agent.preparation import Preparer, Wanted
 from agent.settings import Settings
 from agent.update.notes import WorkNote
 from agent.update.record import Slot
+from agent.update.report import write_report
 from agent.update.selection import Device
 from agent.update.settings import UpdateSettings
 from agent.update.store import BundleStore
@@ -39,23 +38,10 @@ from agent.update.updater import Updater
 from agent.update.work import Work
 from agent.updatesteps import UpdateSteps
 
-log = logging.getLogger(__name__)
-
-REPORT = "report.json"
-"""In the folder of updates: what the retained topic says, for `holdfast update status` where there is no broker."""
 STOP_WITHIN_S = 0.2
 EXPIRES = "update-metadata-expires"
 EXPIRES_SOON = timedelta(days=2)
 """A timestamp lives for seven days and is refreshed every few: less than this is no accident of a weekend."""
-
-
-def read_report(paths: StatePaths) -> dict[str, Any] | None:
-    """Return what the agent last said of its updates; None where it has not said anything."""
-    try:
-        report: dict[str, Any] = json.loads((paths.updates / REPORT).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return report
 
 
 class Updating:
@@ -65,15 +51,16 @@ class Updating:
         self,
         updater: Updater,
         store: BundleStore,
-        paths: StatePaths,
-        topics: Topics,
         channels: Mapping[str, str],
+        *,
+        folder: Path,
+        topics: Topics,
         conditions: Conditions,
         clock: Clock,
     ) -> None:
         self._updater = updater
         self._store = store
-        self._report_file = paths.updates / REPORT
+        self._folder = folder
         self._topics = topics
         self._channels = channels
         self._conditions = conditions
@@ -128,7 +115,15 @@ class Updating:
             work=work,
             switch=switch,
         )
-        return cls(updater, store, paths, topics, channels, conditions, clock)
+        return cls(
+            updater,
+            store,
+            channels,
+            folder=paths.updates,
+            topics=topics,
+            conditions=conditions,
+            clock=clock,
+        )
 
     def start(self) -> None:
         """Begin. From now on `active` says what to run."""
@@ -180,10 +175,7 @@ class Updating:
         payload = json.dumps(report, separators=(",", ":")).encode()
         if link is not None:
             link.retain(self._topics.update, payload)
-        try:
-            atomicfile.write(self._report_file, payload)
-        except OSError as error:  # a full disk must not stop an update, or a rollback
-            log.warning("the report of updates cannot be written: %s", error)
+        write_report(self._folder, payload)
 
     def _watch_expiry(self, trust: Mapping[str, Any] | None) -> None:
         """Say long before it bites that the repository's metadata runs out."""

@@ -6,6 +6,7 @@ Everything goes through the state folder: it needs no network, and no permission
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,7 @@ def history(*, config: ConfigOption = None, as_json: AsJson = False, limit: int 
     """Show the steps of past updates, newest first."""
     from agent.update.history import History
 
-    rows = History(_paths(config).updates).rows(limit)
+    rows = [asdict(step) for step in History(_paths(config).updates / "history.db").newest(limit)]
     if as_json:
         print_json(rows)
         return
@@ -149,9 +150,9 @@ def _paths(config: Path | None) -> StatePaths:
 
 
 def _document(paths: StatePaths) -> dict[str, Any]:
-    from agent.updating import read_report
+    from agent.update.report import read_report
 
-    document = read_report(paths)
+    document = read_report(paths.updates)
     if document is None:
         raise UnavailableError(
             "no agent has worked with this configuration yet", where=str(paths.updates), hint="start `holdfast run`"

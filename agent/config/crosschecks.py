@@ -97,7 +97,9 @@ def _no_way_to_releases(settings: Settings, place: Place) -> Iterator[Problem]:
         for name in followed:
             path: KeyPath = ("models", name, "channel")
             hint = "add `update: {root: root.json}`; `holdfast release init` makes that file"
-            yield Problem(place(path), spell(path), "there is no `update:` section, so releases come from nowhere", hint)
+            yield Problem(
+                place(path), spell(path), "there is no `update:` section, so releases come from nowhere", hint
+            )
         return
     if not update.root.is_file():
         path = ("update", "root")

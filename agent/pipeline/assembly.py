@@ -80,20 +80,6 @@ def pipeline_settings(job: PipelineJob) -> CameraSettings | SensorSettings:
     return settings_type.model_validate(job.settings)
 
 
-def check_kind(job: PipelineJob, manifest: Manifest) -> None:
-    """Refuse a camera with a bundle for signals, and a sensor with one for pictures.
-
-    Raises:
-        OperatorError: with both.
-    """
-    wanted = {"image": "camera", "signal": "sensor"}[manifest.input.kind]
-    if job.kind != wanted:
-        raise OperatorError(
-            f"the {job.kind} {job.name} has a model for {manifest.input.kind}s: {manifest.name} {manifest.version}",
-            hint=f"give it another model, or write it under `{wanted}s:`",
-        )
-
-
 def make_terms(settings: CameraSettings | SensorSettings, manifest: Manifest) -> Terms:
     """Return what the operator's words and the bundle say together."""
     decoder = manifest.decoder

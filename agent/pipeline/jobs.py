@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agent.errors import BundleError
+from agent.bundle.manifest import Manifest
+from agent.errors import BundleError, OperatorError
 from agent.pipeline.messages import PipelineJob
 from agent.pipeline.settings import CameraSettings, SensorSettings
 
@@ -65,3 +66,17 @@ def _overridden(pipeline: PipelineJob, overrides: Mapping[str, Any]) -> Pipeline
             hint="publish a release whose settings fit",
         ) from error
     return replace(pipeline, settings=settings.model_dump(mode="json"))
+
+
+def check_kind(job: PipelineJob, manifest: Manifest) -> None:
+    """Refuse a camera with a bundle for signals, and a sensor with one for pictures.
+
+    Raises:
+        OperatorError: with both.
+    """
+    wanted = {"image": "camera", "signal": "sensor"}[manifest.input.kind]
+    if job.kind != wanted:
+        raise OperatorError(
+            f"the {job.kind} {job.name} has a model for {manifest.input.kind}s: {manifest.name} {manifest.version}",
+            hint=f"give it another model, or write it under `{wanted}s:`",
+        )

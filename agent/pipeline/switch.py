@@ -18,7 +18,6 @@ from agent.errors import HoldfastError
 from agent.pipeline.assembly import (
     Loaded,
     Terms,
-    check_kind,
     load,
     make_active,
     make_judge,
@@ -27,6 +26,7 @@ from agent.pipeline.assembly import (
     wants_other_samples,
     wants_other_sources,
 )
+from agent.pipeline.jobs import check_kind
 from agent.pipeline.loop import Active, PipelineLoop
 from agent.pipeline.messages import Job, PipelineJob, explain
 from agent.sources.sample import Sample

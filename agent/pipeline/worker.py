@@ -26,7 +26,6 @@ from agent.errors import HoldfastError, OperatorError
 from agent.events.event import Event
 from agent.pipeline.assembly import (
     Loaded,
-    check_kind,
     load,
     loop_settings,
     make_active,
@@ -34,6 +33,7 @@ from agent.pipeline.assembly import (
     make_terms,
     pipeline_settings,
 )
+from agent.pipeline.jobs import check_kind
 from agent.pipeline.loop import PipelineLoop
 from agent.pipeline.messages import Job, PipelineBeat, PipelineJob, explain, payload_bytes
 from agent.pipeline.settings import CameraSettings, SensorSettings
