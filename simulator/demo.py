@@ -1,7 +1,8 @@
-"""`holdfast demo`: the whole first flow on one machine, with nothing else installed, and an honest verdict at the end.
+"""`holdfast demo`: both flows on one machine, with nothing else installed, and an honest verdict at the end.
 
 An embedded broker, a generated camera and a generated sensor (or the user's video and model), a consumer that keeps
-an account. Half-way the link to the broker is cut for a moment. At the end every promise is checked; a broken
+an account. Half-way the link to the broker is cut for a moment. Meanwhile signed releases come over the same broker: a
+better bundle, a bad one, a way back (not for the user's own model). At the end every promise is checked; a broken
 one means a non-zero exit.
 """
 
@@ -24,10 +25,12 @@ from rich.live import Live
 from agent.app import Core
 from agent.clock import SystemClock, SystemRandom
 from agent.paths import hold_state, open_state
+from agent.resources import shipped_bundle
 from agent.settings import Settings
 from agent.status import Status
 from simulator.broker import EmbeddedBroker
 from simulator.consumer import Account, Consumer
+from simulator.demo_releases import CHANNEL, MODEL, ReleaseStory
 from simulator.demo_screen import screen
 from simulator.link import FaultyLink
 
@@ -47,7 +50,10 @@ WEB_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 @app.callback(invoke_without_command=True)
 def demo(
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to run once the plan is measured; else until Ctrl-C.")
+        float | None,
+        typer.Option(
+            min=0, help="Seconds to run once the plan is measured, and the releases' time; else until Ctrl-C."
+        ),
     ] = None,
     video: Annotated[
         Path | None, typer.Option(exists=True, help="A video file instead of the generated camera.")
@@ -73,30 +79,35 @@ def demo(
         paths = open_state(state_dir or scratch / "state")
         stack.enter_context(hold_state(paths))
         consumer.subscribed.wait(5)
+        story = None
+        if model is None:
+            story = ReleaseStory(shipped_bundle(bundle), broker.port, paths, scratch, SystemClock())
+            stack.enter_context(story)
         core = Core(
-            demo_settings(link.port, bundle, video, with_sensor=model is None),
+            demo_settings(link.port, bundle, video, story),
             paths,
             SystemClock(),
             SystemRandom(),
             exit_when_finished=True,
             farewell_s=FAREWELL_S,
         )
-        run = DemoRun(core, consumer, link, seconds)
+        run = DemoRun(core, consumer, link, seconds, story)
         run.show(capture)
     for line in summary(core.status, consumer.account):
         typer.echo(line)
+    for line in story.lines if story else ():
+        typer.echo(f"releases: {line}")
     broken = broken_promises(core.status, consumer.account)
+    if story and story.broken:
+        broken.append(story.broken)
     for line in broken:
         typer.secho(f"BROKEN: {line}", fg="red", err=True)
     raise typer.Exit(1 if broken else 0)
 
 
-def demo_settings(port: int, bundle: str, video: Path | None, *, with_sensor: bool) -> Settings:
+def demo_settings(port: int, bundle: str, video: Path | None, story: ReleaseStory | None) -> Settings:
     """The operator's file that the demo amounts to."""
-    camera: dict[str, Any] = {
-        "source": str(video) if video else "scene://conveyor?seed=7&fps=15",
-        "model": "camera-model",
-    }
+    camera: dict[str, Any] = {"source": str(video) if video else "scene://conveyor?seed=7&fps=15", "model": MODEL}
     if video is None:
         camera["zones"] = {"belt-end": {"coordinates": [(0.6, 0.0), (1.0, 0.0), (1.0, 1.0), (0.6, 1.0)]}}
         camera["rules"] = {
@@ -107,10 +118,12 @@ def demo_settings(port: int, bundle: str, video: Path | None, *, with_sensor: bo
     settings: dict[str, Any] = {
         "device": {"name": "demo-box"},
         "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 5, "protocol": "3.1.1"},  # all that amqtt speaks
-        "models": {"camera-model": {"bundle": bundle}},
+        "models": {MODEL: {"bundle": bundle}},
         "cameras": {"camera": camera},
     }
-    if with_sensor:
+    if story is not None:
+        settings["models"][MODEL]["channel"] = CHANNEL
+        settings["update"] = {"root": story.root, "hint_jitter_s": 0, "probation": {"seconds": 3, "samples": 30}}
         settings["models"]["sensor-model"] = {"bundle": "bearing"}
         settings["sensors"] = {
             "motor": {"source": "signal://bearing?seed=3&kind=outer&fault_at=6", "model": "sensor-model"}
@@ -121,7 +134,10 @@ def demo_settings(port: int, bundle: str, video: Path | None, *, with_sensor: bo
 class DemoRun:
     """Core in a thread, the screen in this one, and the cut link half-way."""
 
-    def __init__(self, core: Core, consumer: Consumer, link: FaultyLink, seconds: float | None) -> None:
+    def __init__(
+        self, core: Core, consumer: Consumer, link: FaultyLink, seconds: float | None, story: ReleaseStory | None
+    ) -> None:
+        self._story = story
         self._core = core
         self._consumer = consumer
         self._link = link
@@ -158,7 +174,7 @@ class DemoRun:
             self._ended.set()
 
     def _screen(self) -> RenderableType:
-        return screen(self._core.status, self._consumer.account, self._note)
+        return screen(self._core.status, self._consumer.account, self._story.lines if self._story else (), self._note)
 
     def _moments(self) -> Iterator[None]:
         """Four a second, until the time is over or core ended."""
@@ -172,10 +188,12 @@ class DemoRun:
                     self._note = "running; Ctrl-C ends"
                 if running_since_s is None and now_s > preparing_until_s:
                     return
+                if running_since_s is not None and self._story:
+                    self._story.go_on()
                 if running_since_s is not None and self._seconds is not None:
                     elapsed_s = now_s - running_since_s
                     is_cut(wanted=self._seconds / 2 <= elapsed_s < self._seconds / 2 + OUTAGE_S)
-                    if elapsed_s >= self._seconds:
+                    if elapsed_s >= self._seconds and (self._story is None or self._story.is_over):
                         return
                 yield
 

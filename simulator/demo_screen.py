@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -19,10 +19,13 @@ from simulator.consumer import Account
 MIB = 1024 * 1024
 
 
-def screen(status: Status, account: Account, note: str) -> RenderableType:
+def screen(status: Status, account: Account, story: Sequence[str], note: str) -> RenderableType:
     """The whole screen."""
     parts: list[RenderableType] = [_facts(status.facts), _plans(status.models), _pipelines(status.pipelines)]
-    parts += [_events(status, account), Text(note, style="dim")]
+    parts.append(_events(status, account))
+    if story:
+        parts.append(Panel("\n".join(story), title="signed releases, over the same broker"))
+    parts.append(Text(note, style="dim"))
     for condition in status.conditions:
         style = {"error": "bold red", "warning": "yellow", "info": "dim"}[condition.severity]
         parts.append(Text(f"{condition.severity}: {condition.name}: {condition.text}", style=style))
