@@ -204,7 +204,7 @@ class Trust:
         return max(self._clock.now(), self._time_floor())
 
     def _time_floor(self) -> datetime:
-        return max(self._built_at, self.high_water.time_floor or self._built_at)
+        return max(self._built_at, self.high_water.time_floor or _BEGINNING)
 
     def _raise_time_floor(self, updater: DurableUpdater) -> None:
         earliest = min(updater.expiries.values())

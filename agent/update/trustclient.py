@@ -199,12 +199,8 @@ class DurableUpdater(Updater):
         return super()._load_targets(role, parent_role)
 
     def _load_local_metadata(self, rolename: str) -> bytes:
-        path = Path(self._dir, f"{parse.quote(rolename, '')}.json")
-        with path.open("rb") as file:
-            content = file.read(LIMITS.targets_max_length + 1)
-        if len(content) > LIMITS.targets_max_length:
-            raise OSError(f"{path} is longer than any metadata may be")
-        return content
+        with Path(self._dir, f"{parse.quote(rolename, '')}.json").open("rb") as file:
+            return file.read(LIMITS.targets_max_length)
 
     def _persist_metadata(self, rolename: str, data: bytes) -> None:
         if rolename in (Timestamp.type, Snapshot.type):
