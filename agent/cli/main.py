@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 FOREIGN_HELP: Mapping[str, str] = {
     "bundle": "Build, inspect and verify model bundles.",
+    "release": "Sign releases and bring them to devices.",
     "demo": "See it all at work: own broker, generated camera, live counters.",
 }
 """Help for the groups of our own other packages, so that listing them imports nothing."""
