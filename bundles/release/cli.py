@@ -63,7 +63,7 @@ def init(
     others: dict[RoleName, list[Path]] = {}
     for role, path in (_pair("--public-key", text) for text in public_key or ()):
         others.setdefault(role, []).append(Path(path))
-    days = {role: _number("--expires", text) for role, text in (_pair("--expires", text) for text in expires or ())}
+    days = {role: _days(text) for role, text in (_pair("--expires", text) for text in expires or ())}
     counts = {role: _count(text) for role, text in (_pair("--threshold", text) for text in threshold or ())}
     repository, outcome = create(
         repo,
@@ -515,11 +515,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _number(option: str, text: str) -> float:
+def _days(text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise OperatorError(f"{option}: {text} is no number of days", hint="for example timestamp=7") from error
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days <= 36500:
+        raise OperatorError(f"--expires: {text} is no number of days", hint="for example timestamp=7")
+    return days
 
 
 def _moment(text: str | None) -> datetime | None:
