@@ -23,6 +23,8 @@ from agent.update.documents import (
     Rollback,
 )
 
+_INTERRUPTED = "if a command was interrupted, `holdfast release refresh REPO` finishes it"
+
 
 def publish(
     document: ChannelDocument | None,
@@ -65,7 +67,7 @@ def promote(
     """
     chosen = _newest(document, version)
     if percent <= chosen.percent:
-        hint = "take a release back with `holdfast release rollback`"
+        hint = f"take a release back with `holdfast release rollback`; {_INTERRUPTED}"
         message = f"{chosen.bundle.version} is at {chosen.percent} % already, {percent} % is not more"
         raise OperatorError(message, where=document.channel, hint=hint)
     release = document.release + 1
@@ -87,7 +89,9 @@ def rollback(
     front = _newest(document, from_version)
     if front.bundle.name != to.name or front.bundle.version == to.version:
         message = f"the channel runs {front.bundle.name} {front.bundle.version}; that is no way back to {to.version}"
-        raise OperatorError(message, where=document.channel, hint="name another version of the same bundle")
+        raise OperatorError(
+            message, where=document.channel, hint=f"name another version of the same bundle; {_INTERRUPTED}"
+        )
     release = document.release + 1
     known = next((each.pipelines for each in document.assignments if each.bundle == to), {})
     change = {

@@ -5,6 +5,7 @@ New files first, the timestamp last: a stick that is pulled out early holds the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,8 @@ def _copy(source: Path, target: Path) -> int | None:
         hint = "see `holdfast release verify REPO`"
         raise OperatorError("a file of the repository is missing", where=str(source), hint=hint) from error
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         message = f"cannot be written: {error.strerror or error}"
         raise StateError(message, where=str(target), hint="free some space there, then export again") from error
     return size_bytes

@@ -17,7 +17,6 @@ from typing import Any
 
 from securesystemslib.exceptions import UnsupportedLibraryError
 from securesystemslib.signer import (
-    SIGNER_FOR_URI_SCHEME,
     AWSSigner,
     AzureSigner,
     CryptoSigner,
@@ -45,15 +44,17 @@ def generate(path: Path, passphrase: str | None = None) -> Key:
     Raises:
         OperatorError: a key is there already, or the files cannot be written.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import (
-        BestAvailableEncryption,
-        Encoding,
-        KeySerializationEncryption,
-        NoEncryption,
-        PrivateFormat,
-    )
-
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import (
+            BestAvailableEncryption,
+            Encoding,
+            KeySerializationEncryption,
+            NoEncryption,
+            PrivateFormat,
+        )
+    except ImportError as error:
+        raise _needs_cryptography(error) from error
     lock: KeySerializationEncryption = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
     private = Ed25519PrivateKey.generate()
     content = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
@@ -146,7 +147,8 @@ class Keyring:
     def __init__(
         self, folders: Sequence[Path] = (), files: Sequence[Path] = (), recorded: Mapping[str, str] | None = None
     ) -> None:
-        self._uris: dict[str, str] = dict(recorded or {})
+        self.uris: dict[str, str] = dict(recorded or {})
+        """Key id → URI, whether it is at hand or not."""
         self.keys: dict[str, Key] = {}
         """The public keys of `folders` and `files`."""
         for folder in folders:
@@ -156,11 +158,11 @@ class Keyring:
             key, uri = read_public_key(path)
             self.keys[key.keyid] = key
             if uri is not None:
-                self._uris[key.keyid] = uri
+                self.uris[key.keyid] = uri
 
     def uri(self, keyid: str) -> str | None:
         """Return where the private key is, or None where nothing here can sign with it."""
-        uri = self._uris.get(keyid)
+        uri = self.uris.get(keyid)
         if uri is None or (uri.startswith(_FILE) and not Path(uri.removeprefix(_FILE)).exists()):
             return None
         return uri
@@ -184,14 +186,11 @@ class Keyring:
             raise _unusable(uri, error) from error
 
 
-def known_schemes() -> list[str]:
-    """Return the schemes of URIs that can sign."""
-    return sorted(SIGNER_FOR_URI_SCHEME)
-
-
 def _open_file(path: Path, key: Key) -> Signer:
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
+    try:
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    except ImportError as error:
+        raise _needs_cryptography(error) from error
     content = path.read_bytes()
     passphrase = _passphrase(path) if b"BEGIN ENCRYPTED" in content else None
     try:
@@ -211,6 +210,10 @@ def _passphrase(path: Path) -> str:
     if sys.stdin.isatty():
         return getpass.getpass(f"passphrase of {path}: ")
     raise OperatorError("the key is encrypted and there is no passphrase", where=str(path), hint=f"set {PASSPHRASE}")
+
+
+def _needs_cryptography(error: ImportError) -> OperatorError:
+    return OperatorError(f"signing needs the package cryptography: {error}", hint=_INSTALL)
 
 
 def _unusable(uri: str, error: Exception) -> OperatorError:

@@ -53,8 +53,10 @@ def is_signed(root: Root, role: str, metadata: Metadata[Any]) -> bool:
 
 
 def is_root_signed(metadata: Metadata[Root], previous: Root | None) -> bool:
-    """Whether the old keys and the new ones signed a root (TUF section 5.3.4 and 5.3.5)."""
+    """Whether it is the next version, signed by the old keys and the new ones (TUF section 5.3.4 and 5.3.5)."""
     content, signatures = metadata.signed_bytes, metadata.signatures
+    if metadata.signed.version != (previous.version if previous else 0) + 1:
+        return False
     if previous is None:
         return metadata.signed.get_verification_result("root", content, signatures).verified
     return metadata.signed.get_root_verification_result(previous, content, signatures).verified

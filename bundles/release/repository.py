@@ -130,6 +130,10 @@ class Repository:
         """Return what waits for signatures."""
         return self._publication.waiting()
 
+    def outcome(self) -> Outcome:
+        """Return what is left to do, having done nothing."""
+        return self._publication.outcome([])
+
     # -- operations ---------------------------------------------------------------------------------------------
 
     def add(self, bundle_folder: Path) -> tuple[BundleReference, Outcome]:

@@ -68,12 +68,13 @@ class _Verification:
         if channels is None:
             for target in listed.values():
                 self._target(target)
-            self._unlisted()
         else:
             for bundle in assigned:
                 for target in self._of_bundle(listed, bundle):
                     self._target(target)
         self._manifests(listed, assigned if channels is not None else None)
+        if channels is None:
+            self._unlisted()
 
     # -- metadata -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,548 @@
+"""The command group `holdfast release`: keys, repository, who is given what, serving."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agent.cli.output import print_json, print_table
+from agent.errors import OperatorError
+from bundles.release import broker
+
+if TYPE_CHECKING:
+    from agent.update.documents import ChannelDocument
+    from bundles.release.metadata import RoleName
+    from bundles.release.publication import Outcome
+    from bundles.release.repository import Repository
+
+app = typer.Typer(help="Sign releases and bring them to devices.", no_args_is_help=True)
+key_app = typer.Typer(help="Make keys, and bring those of an HSM or a cloud's key service.", no_args_is_help=True)
+app.add_typer(key_app, name="key")
+
+Repo = Annotated[Path, typer.Argument(metavar="REPO", help="The repository's folder.")]
+Channel = Annotated[str, typer.Option("--channel", help="The channel.")]
+Keys = Annotated[
+    list[Path] | None, typer.Option("--keys", help="A folder of keys, beside those that the repository remembers.")
+]
+Key = Annotated[list[Path] | None, typer.Option("--key", help="A key file (.pem or .pub) to sign with.")]
+OnlineKeys = Annotated[
+    Path | None, typer.Option("--online-keys", help="The folder of snapshot's and timestamp's keys.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Percent = Annotated[int, typer.Option("--percent", min=0, max=100, help="The share of devices.")]
+
+
+@app.command()
+def init(
+    repo: Repo,
+    *,
+    keys: Annotated[Path, typer.Option("--keys", help="Folder of the offline keys; those that lack are made.")],
+    online_keys: Annotated[
+        Path | None, typer.Option("--online-keys", help="Folder of the server's keys. [default: the one of --keys]")
+    ] = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option("--threshold", help="ROLE=N: how many signatures a role needs.")
+    ] = None,
+    public_key: Annotated[
+        list[str] | None, typer.Option("--public-key", help="ROLE=FILE.pub: one more person's key for a role.")
+    ] = None,
+    expires: Annotated[list[str] | None, typer.Option("--expires", help="ROLE=DAYS.")] = None,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help="Encrypt new offline keys with HOLDFAST_KEY_PASSPHRASE.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a repository: keys, the first root, empty targets."""
+    from bundles.release.creation import create
+    from bundles.release.settings import ExpiryDays
+
+    others: dict[RoleName, list[Path]] = {}
+    for role, path in (_pair("--public-key", text) for text in public_key or ()):
+        others.setdefault(role, []).append(Path(path))
+    days = {role: _days(text) for role, text in (_pair("--expires", text) for text in expires or ())}
+    counts = {role: _count(text) for role, text in (_pair("--threshold", text) for text in threshold or ())}
+    repository, outcome = create(
+        repo,
+        keys,
+        online_keys,
+        thresholds=counts,
+        public_keys=others,
+        expires_days=ExpiryDays.model_validate(days),
+        passphrase=_passphrase() if encrypt else None,
+    )
+    versions = repository.metadata.versions("root")
+    root = repository.metadata.published / f"{versions[-1]}.root.json" if versions else None
+    if as_json:
+        _print_outcome(outcome, as_json=True, root=str(root) if root else None)
+        return
+    typer.echo(f"{repo}: keys in {keys}" + (f" (offline) and {online_keys} (for the server)" if online_keys else ""))
+    if root:
+        typer.echo(f"put {root} on each device, as the file that `update.root` names")
+    _print_outcome(outcome, as_json=False)
+
+
+@app.command()
+def add(
+    repo: Repo,
+    bundle: Annotated[Path, typer.Argument(help="The folder of a built bundle.")],
+    *,
+    keys: Keys = None,
+    key: Key = None,
+    online_keys: OnlineKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Take a built bundle into the repository. No device gets it before `publish`."""
+    reference, outcome = _open(repo, keys, key, online_keys).add(bundle)
+    if not as_json:
+        verb = "added" if outcome.written else "is there already, nothing to do:"
+        typer.echo(f"{verb} {reference.name} {reference.version}, manifest {reference.manifest_sha256}")
+    _print_outcome(outcome, as_json=as_json, bundle=reference.model_dump(mode="json"))
+
+
+@app.command()
+def publish(
+    repo: Repo,
+    *,
+    channel: Channel,
+    bundle: Annotated[str, typer.Option("--bundle", help="The bundle's name.")],
+    version: Annotated[str | None, typer.Option("--version", help="[default: the one that was added last]")] = None,
+    percent: Percent = 100,
+    groups: Annotated[str | None, typer.Option("--groups", help="Only devices of these groups, with commas.")] = None,
+    not_before: Annotated[
+        str | None, typer.Option("--not-before", help="Not before this time: 2026-11-20T22:00:00+01:00.")
+    ] = None,
+    window: Annotated[str | None, typer.Option("--window", help="Only between these times, UTC: 22:00-04:30.")] = None,
+    set_: Annotated[
+        Path | None, typer.Option("--set", help="YAML: what changes in pipelines' settings, by pipeline name.")
+    ] = None,
+    keys: Keys = None,
+    key: Key = None,
+    online_keys: OnlineKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Assign a bundle to a share of a channel's devices."""
+    from bundles.release.overrides import read_overrides
+
+    document, outcome = _open(repo, keys, key, online_keys).publish(
+        channel,
+        bundle,
+        version,
+        percent=percent,
+        groups=[word.strip() for word in groups.split(",")] if groups else (),
+        not_before=_moment(not_before),
+        window=window,
+        pipelines=read_overrides(set_) if set_ else None,
+    )
+    _print_release(document, outcome, as_json=as_json)
+
+
+@app.command()
+def promote(
+    repo: Repo,
+    *,
+    channel: Channel,
+    percent: Percent = 100,
+    version: Annotated[str | None, typer.Option("--version", help="[default: the newest release]")] = None,
+    keys: Keys = None,
+    key: Key = None,
+    online_keys: OnlineKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Give the newest release to more devices; who has it keeps it."""
+    document, outcome = _open(repo, keys, key, online_keys).promote(channel, percent, version)
+    _print_release(document, outcome, as_json=as_json)
+
+
+@app.command()
+def rollback(
+    repo: Repo,
+    *,
+    channel: Channel,
+    to: Annotated[str, typer.Option("--to", help="The version to go back to.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; devices show it.")],
+    from_version: Annotated[str | None, typer.Option("--from", help="[default: the newest release's version]")] = None,
+    keys: Keys = None,
+    key: Key = None,
+    online_keys: OnlineKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Give an older version back to the devices that were given the newest one."""
+    document, outcome = _open(repo, keys, key, online_keys).rollback(channel, to, reason, from_version=from_version)
+    _print_release(document, outcome, as_json=as_json)
+
+
+@app.command()
+def show(repo: Repo, *, as_json: Json = False) -> None:
+    """Show what a repository holds: channels, bundles, keys, expiries, what waits for signatures."""
+    from bundles.release.cosigning import changes, describe
+    from bundles.release.overview import overview
+
+    repository = _open(repo)
+    view = overview(repository)
+    if as_json:
+        print_json({**asdict(view), "channels": [each.model_dump(mode="json") for each in view.channels]})
+        return
+    print_table(
+        ("role", "version", "expires", "signatures", "keys (* at hand)"),
+        [
+            (
+                each.role,
+                str(each.version),
+                f"{each.expires:%Y-%m-%d %H:%M} UTC" if each.expires else "",
+                f"{each.threshold} of {len(each.keyids)}",
+                " ".join(keyid[:16] + ("*" if keyid in each.at_hand else "") for keyid in each.keyids),
+            )
+            for each in view.roles
+        ],
+    )
+    for document in view.channels:
+        typer.echo(f"\nchannel {document.channel}, release {document.release}")
+        for assignment in document.assignments:
+            typer.echo(f"  {describe(assignment)}")
+    typer.echo("\nbundles: " + (", ".join(view.bundles) or "none yet"))
+    for line in changes(repository):
+        typer.echo(f"pending: {line}")
+    _print_outcome(view.outcome, as_json=False)
+
+
+@app.command()
+def status(
+    *,
+    host: broker.Host,
+    port: broker.Port = None,
+    user: broker.User = None,
+    password_env: broker.PasswordEnv = "MQTT_PASSWORD",  # noqa: S107  the variable's name
+    ca: broker.Ca = None,
+    cert: broker.Cert = None,
+    tls_key: broker.KeyFile = None,
+    prefix: broker.Prefix = "holdfast",
+    as_json: Json = False,
+) -> None:
+    """Show what runs where, from the devices' retained reports at the broker."""
+    from agent.clock import SystemRandom
+    from bundles.release.fleet import read_fleet, rows
+
+    settings = broker.settings(
+        host, port=port, user=user, password_env=password_env, ca=ca, cert=cert, key=tls_key, prefix=prefix
+    )
+    devices = read_fleet(settings, f"holdfast-fleet-{SystemRandom().bytes(4).hex()}")
+    if as_json:
+        print_json([asdict(device) for device in devices])
+        return
+    if not devices:
+        typer.echo(f"no device has reported at {host} under {prefix}/devices/")
+        return
+    columns = ("device", "", "model", "channel", "runs", "release", "state", "")
+    print_table(columns, [tuple(asdict(row).values()) for row in rows(devices)])
+
+
+@app.command("rotate-key")
+def rotate_key(
+    repo: Repo,
+    role: Annotated[str, typer.Argument(help="root, targets, snapshot or timestamp.")],
+    *,
+    old: Annotated[
+        str | None, typer.Option("--old", help="The key's id (or its beginning), where there are several.")
+    ] = None,
+    new: Annotated[
+        Path | None,
+        typer.Option("--new", help="The new key: a .pub file, or a .pem to make. [default: beside the old one]"),
+    ] = None,
+    keys: Keys = None,
+    key: Key = None,
+    online_keys: OnlineKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Replace one key of a role, by a new root. Devices follow by themselves."""
+    from bundles.release.rotation import replace_key
+
+    repository = _open(repo, keys, key, online_keys)
+    replaced = replace_key(repository, _role("ROLE", role), old, new)
+    if not as_json:
+        typer.echo(f"{role}: {replaced.new_keyid} replaces {replaced.old_keyid}")
+        typer.echo("keep the old private key until every step below is done, then destroy it")
+    values = {"old": replaced.old_keyid, "new": replaced.new_keyid}
+    _print_outcome(replaced.outcome, as_json=as_json, **values)
+
+
+@app.command("change-keys")
+def change_keys(
+    repo: Repo,
+    role: Annotated[str, typer.Argument(help="root, targets, snapshot or timestamp.")],
+    *,
+    add_: Annotated[list[Path] | None, typer.Option("--add", help="A public key file; may be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="A key's id; may be repeated.")] = None,
+    threshold: Annotated[int | None, typer.Option("--threshold", min=1, help="How many must sign.")] = None,
+    keys: Keys = None,
+    key: Key = None,
+    online_keys: OnlineKeys = None,
+    as_json: Json = False,
+) -> None:
+    """Let more or fewer people sign for a role, or ask for more of them."""
+    from bundles.release.keys import read_public_key
+    from bundles.release.rotation import find_key
+
+    if not (add_ or remove or threshold):
+        raise OperatorError("nothing would change", hint="say --add FILE, --remove KEYID or --threshold N")
+    repository = _open(repo, keys, key, online_keys)
+    name = _role("ROLE", role)
+    outcome = repository.change_keys(
+        name,
+        add=[read_public_key(path)[0] for path in add_ or ()],
+        remove=[find_key(repository, name, word) for word in remove or ()],
+        threshold=threshold,
+    )
+    _print_outcome(outcome, as_json=as_json)
+
+
+@app.command()
+def sign(
+    repo: Repo,
+    *,
+    keys: Keys = None,
+    key: Key = None,
+    online_keys: OnlineKeys = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what waits for signatures, and sign it."""
+    from bundles.release.cosigning import changes
+
+    repository = _open(repo, keys, key, online_keys)
+    lines = changes(repository)
+    for line in lines:
+        typer.echo(line, err=as_json)
+    if lines and not yes and not typer.confirm("Sign this?", err=as_json):
+        raise OperatorError("nothing was signed", hint="ask whoever made the change")
+    _print_outcome(repository.sign(), as_json=as_json)
+
+
+@app.command()
+def refresh(
+    repo: Repo,
+    *,
+    online_keys: OnlineKeys = None,
+    valid_days: Annotated[
+        float | None, typer.Option("--valid-days", min=0.01, max=3650, help="For a USB stick that travels long.")
+    ] = None,
+    if_due: Annotated[bool, typer.Option("--if-due", help="Only where half of the time is over; for a timer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make what is signed current, with the online keys only: on the serving side."""
+    _print_outcome(_open(repo, None, None, online_keys).refresh(valid_days, only_if_due=if_due), as_json=as_json)
+
+
+@app.command()
+def verify(
+    repo: Repo,
+    *,
+    channel: Annotated[
+        list[str] | None, typer.Option("--channel", help="Only what these need: for an exported folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every signature, hash, length, chunk and expiry. Exit code 1 where anything is wrong."""
+    from agent.clock import SystemClock
+    from bundles.release.verification import verify as check
+
+    findings = check(repo, SystemClock().now(), channel)
+    errors = [each for each in findings if each.severity == "error"]
+    if as_json:
+        print_json({"is_whole": not errors, "findings": [asdict(each) for each in findings]})
+    else:
+        for each in findings:
+            typer.echo(f"{each.severity}: {each.where}: {each.text}")
+        if not errors:
+            typer.echo(f"{repo}: whole")
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    repo: Repo,
+    destination: Annotated[Path, typer.Argument(help="The folder on the stick.")],
+    *,
+    channel: Annotated[list[str] | None, typer.Option("--channel", help="Only this one; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy what devices need onto a USB stick, which they read as a folder."""
+    from bundles.release.export import export as copy
+
+    exported = copy(repo, destination, channel)
+    if as_json:
+        print_json(asdict(exported))
+    else:
+        size = f"{exported.files} files, {exported.size_bytes / 1e6:.1f} MB"
+        typer.echo(f"{exported.folder}: {', '.join(exported.channels)}; {size} copied")
+
+
+@app.command()
+def serve(
+    repo: Repo,
+    *,
+    host: broker.Host,
+    port: broker.Port = None,
+    user: broker.User = None,
+    password_env: broker.PasswordEnv = "MQTT_PASSWORD",  # noqa: S107  the variable's name
+    ca: broker.Ca = None,
+    cert: broker.Cert = None,
+    tls_key: broker.KeyFile = None,
+    prefix: broker.Prefix = "holdfast",
+    online_keys: OnlineKeys = None,
+) -> None:
+    """Answer devices over MQTT until stopped; with the online keys, also keep the timestamp fresh."""
+    import signal
+    import threading
+
+    from agent.clock import SystemClock, SystemRandom
+    from bundles.release import serving
+
+    settings = broker.settings(
+        host, port=port, user=user, password_env=password_env, ca=ca, cert=cert, key=tls_key, prefix=prefix
+    )
+    repository = _open(repo, None, None, online_keys)
+    if online_keys:
+        _print_outcome(repository.refresh(only_if_due=True), as_json=False)
+
+    def refresh_if_due() -> None:
+        _open(repo, None, None, online_keys).refresh(only_if_due=True)
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    clock, random = SystemClock(), SystemRandom()
+    served = serving.serve(
+        repo, settings, clock=clock, random=random, stop=stop, refresh=refresh_if_due if online_keys else None
+    )
+    typer.echo(str(served), err=True)
+
+
+@key_app.command("new")
+def key_new(
+    file: Annotated[Path, typer.Argument(help="Where: FILE.pem, and FILE.pub beside it.")],
+    *,
+    encrypt: Annotated[bool, typer.Option("--encrypt", help="Encrypt it with HOLDFAST_KEY_PASSPHRASE.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make an Ed25519 key. Give others the .pub file only."""
+    from bundles.release.keys import generate
+
+    path = file.with_suffix(".pem")
+    made = generate(path, _passphrase() if encrypt else None)
+    public = path.with_suffix(".pub")
+    if as_json:
+        print_json({"keyid": made.keyid, "private": str(path), "public": str(public)})
+    else:
+        typer.echo(f"{made.keyid}: {path} (private, stays here) and {public} (for others)")
+
+
+@key_app.command("import")
+def key_import(
+    uri: Annotated[str, typer.Argument(help="hsm:, awskms:KEY, gcpkms:KEY, azurekms:VAULT/KEY or hv:NAME.")],
+    file: Annotated[Path, typer.Argument(help="The .pub file to write.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Bring the public key of an HSM or a cloud's key service."""
+    from bundles.release.keys import import_key, write_public_key
+
+    signer_uri, key = import_key(uri)
+    public = file.with_suffix(".pub")
+    write_public_key(public, key, signer_uri)
+    if as_json:
+        print_json({"keyid": key.keyid, "uri": signer_uri, "public": str(public)})
+    else:
+        typer.echo(f"{key.keyid}: {public}, signed with by {signer_uri}")
+
+
+def _open(
+    repo: Path, keys: list[Path] | None = None, key: list[Path] | None = None, online_keys: Path | None = None
+) -> Repository:
+    from bundles.release.creation import open_repository
+
+    folders = [*(keys or ()), *([online_keys] if online_keys else ())]
+    return open_repository(repo, key_folders=folders, key_files=key or ())
+
+
+def _print_release(document: ChannelDocument, outcome: Outcome, *, as_json: bool) -> None:
+    from bundles.release.cosigning import describe
+
+    if not as_json:
+        typer.echo(f"channel {document.channel}, release {document.release}")
+        for assignment in document.assignments:
+            typer.echo(f"  {describe(assignment)}")
+    _print_outcome(outcome, as_json=as_json, channel=document.model_dump(mode="json", exclude_none=True))
+
+
+def _print_outcome(outcome: Outcome, *, as_json: bool, **more: Any) -> None:  # noqa: ANN401  what belongs to it
+    if as_json:
+        print_json({**more, **asdict(outcome)})
+        return
+    if outcome.written:
+        typer.echo(f"signed: {', '.join(outcome.written)}")
+    for each in outcome.waiting:
+        typer.echo(f"{each.role} {each.version} waits for {each.missing} more signature(s)")
+    if outcome.next_step:
+        typer.echo(f"next: {outcome.next_step}")
+    elif outcome.written:
+        typer.echo("devices see it now")
+
+
+def _pair(option: str, text: str) -> tuple[RoleName, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not value:
+        raise OperatorError(f"{option} {text}: expected ROLE=…", hint=f"for example {option} targets=…")
+    return _role(option, name), value
+
+
+def _role(option: str, name: str) -> RoleName:
+    from bundles.release.metadata import ROLES
+
+    for role in ROLES:
+        if role == name:
+            return role
+    raise OperatorError(f"{option}: there is no role `{name}`", hint=f"known: {', '.join(ROLES)}")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise OperatorError(f"--threshold: {text} is no number of signatures", hint="for example targets=2")
+    return int(text)
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days <= 36500:
+        raise OperatorError(f"--expires: {text} is no number of days", hint="for example timestamp=7")
+    return days
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    hint = "write it as 2026-11-20T22:00:00+01:00 or 2026-11-20T21:00:00Z"
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise OperatorError(f"--not-before: `{text}` is no time", hint=hint) from error
+    if moment.tzinfo is None:
+        raise OperatorError(f"--not-before: `{text}` has no time zone", hint=hint)
+    return moment
+
+
+def _passphrase() -> str:
+    import os
+
+    from bundles.release.keys import PASSPHRASE
+
+    if not (found := os.environ.get(PASSPHRASE)):
+        raise OperatorError(f"--encrypt: {PASSPHRASE} is not set", hint="put the passphrase there")
+    return found
