@@ -24,6 +24,7 @@ BENCHMARKS: Mapping[str, str] = {
     "outbox": "recording against raw SQLite",
     "core": "memory of core with a camera and a broker, CPU when nothing happens, draining to a real broker",
     "growth": "a worker's memory over 200,000 frames",
+    "transfer": "a release over MQTT against a plain mover, far away, and beside events",
 }
 
 

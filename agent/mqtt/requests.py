@@ -59,6 +59,7 @@ class Requests:
         asked.latest_s = now_s
         if asked.waiting[0] == piece:
             asked.waiting.popleft()
+            asked.overtaken = 0
             lost: Sequence[int] = ()
         else:
             asked.waiting.remove(piece)

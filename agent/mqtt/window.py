@@ -56,7 +56,7 @@ class Window:
         queued_s = round_trip_s - self._base_s(round_trip_s, now_s)
         off_target = (TARGET_S - queued_s) / TARGET_S
         self._is_starting = self._is_starting and queued_s < TARGET_S / 2
-        step = 1.0 if self._is_starting else max(-1.0, off_target) / self._pieces
+        step = 1.0 if self._is_starting else max(-0.5, off_target / self._pieces)  # halves it in a round trip at most
         self._pieces = min(float(MAX_PIECES), max(float(MIN_PIECES), self._pieces + step))
 
     def lost(self, now_s: float) -> None:
