@@ -6,6 +6,7 @@ Faults are switched while it runs, as in `mirror.faults = Misbehaviour(status=50
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -99,6 +100,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, mirror: Mirror) -> None:
         self.mirror = mirror
         super().__init__(("127.0.0.1", 0), _Handler)
+        # Small, so that `sent_bytes` is what went over the wire and not what waited here.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that leave in the middle are what this is for."""

@@ -109,6 +109,14 @@ def test_why_a_variant_is_missing_comes_from_the_builder():
     assert refused[0].refusal == "the builder left int8 out: f1 dropped by 0.04, the gate is 0.01"
 
 
+def test_variant_that_was_not_fetched_is_refused_before_any_trial():
+    """A release brings only what this device could use when it came; a new profile may name more."""
+    found, refused = candidates(FACTS, PROFILE, manifest(), {"fp32"})
+
+    assert {each.variant for each in found} == {"fp32"}
+    assert refused[0].refusal == "int8 is not on this device: its files were not fetched"
+
+
 def test_a_provider_that_is_not_here_is_refused_before_any_trial():
     """Nothing falls back in silence: the plan says what was asked for and what there is."""
     gpu = {"provider": "CUDAExecutionProvider", "device_type": "gpu", "variants": ["fp32"]}

@@ -1,9 +1,9 @@
 """One HTTP GET on a thread of its own, so that whoever waits for it can leave within a quarter of a second.
 
-The thread connects, asks and reads into a short queue (at most 1 MiB); the caller takes from the queue, heeds `stop`, and gives
-up on silence and on a rate that is kept too low to be honest. Leaving closes the socket, which ends the thread, also one
-that is fed its TLS handshake or its headers byte by byte. Standard library only: urllib3 does not let go of a socket before
-the headers are complete.
+The thread connects, asks and reads into a short queue (256 KiB); the caller takes from the queue, heeds `stop`, and gives up
+on silence and on a rate that is kept too low to be honest. Leaving closes the socket, which ends the thread, also one that is
+fed its TLS handshake or its headers byte by byte. Standard library only: urllib3 does not let go of a socket before the
+headers are complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agent.errors import UnavailableError
 from agent.update.transports.transport import StoppedError
 
 _LOOK_S = 0.25
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 64 << 10
 _PIECES = 4
 
 
