@@ -23,6 +23,7 @@ BENCHMARKS: Mapping[str, str] = {
     "planning": "the plan's choice against the best found by exhaustive search",
     "outbox": "recording against raw SQLite",
     "core": "memory of core with a camera and a broker, CPU when nothing happens, draining to a real broker",
+    "delta": "bytes on the wire for a new version of a file that devices hold",
     "growth": "a worker's memory over 200,000 frames",
     "transfer": "a release over MQTT against a plain mover, far away, and beside events",
 }

@@ -17,10 +17,11 @@ from agent.update.zstdlibrary import zstd
 from bundles.release.residuals import make_residual
 
 BASE = bytes(range(200))
+BASE_BYTES = len(BASE)
 HUGE = 2**64 - 1
 
 
-def packed(steps, streams=None, *, base_bytes=len(BASE), size_bytes=None, count=None, magic=MAGIC):
+def packed(steps, streams=None, *, base_bytes=BASE_BYTES, size_bytes=None, count=None, magic=MAGIC):
     """Lay out a residual by hand, as its docstring says, independent of the encoder."""
     table = b"".join(struct.pack("<BBQQ", *step) for step in steps)
     contents = {0: table, **(streams or {})}
@@ -59,7 +60,9 @@ def test_the_layout_is_the_one_that_devices_in_the_field_read():
 HOSTILE = [
     pytest.param(packed([(COPY, 1, 10, 195)]), 10, "step 0", id="copy beyond the base"),
     pytest.param(packed([(COPY, 1, 10, HUGE - 4)]), 10, "step 0", id="offset that would wrap"),
-    pytest.param(packed([(COPY, 1, 10, 0), (COPY, 1, HUGE - 9, 0)], size_bytes=0), 0, "step", id="lengths that wrap to 0"),
+    pytest.param(
+        packed([(COPY, 1, 10, 0), (COPY, 1, HUGE - 9, 0)], size_bytes=0), 0, "step", id="lengths that wrap to 0"
+    ),
     pytest.param(packed([(COPY, 1, 0, 0)]), 0, "step 0", id="a step of nothing"),
     pytest.param(packed([(7, 1, 10, 0)]), 10, "step 0", id="unknown operation"),
     pytest.param(packed([(PLAIN, 3, 9, 0)]), 9, "step 0", id="unknown width"),

@@ -32,6 +32,7 @@ OLD = _WEIGHTS.tobytes()
 NEW = OLD[:100_000] + (_WEIGHTS[25_000:] * 1.001).astype(np.float32).tobytes()
 PATCH = zstd.compress(NEW, zstd_dict=zstd.ZstdDict(OLD, is_raw=True).as_prefix)
 RESIDUAL = make_residual(OLD, NEW) or b""
+NEW_BYTES = len(NEW)
 SHA256 = hashlib.sha256(NEW).hexdigest()
 
 
@@ -49,7 +50,7 @@ def pretend(tmp_path, monkeypatch):
 
 def unpacked(
     folder: Path, kind: str, content: bytes, base: bytes | None = None, *, output=None, clock=None, stop=None,
-    sha256=SHA256, size_bytes=len(NEW),
+    sha256=SHA256, size_bytes=NEW_BYTES,
 ) -> bytes:  # fmt: skip
     """Unpack `content` as `kind` and return what was made; where it fails, nothing may be left."""
     travelled, base_path = folder / "travelled", None if base is None else folder / "base"

@@ -171,7 +171,9 @@ def test_inserted_bytes_travel_as_a_patch(forms_of):
 def test_a_delta_that_gains_nothing_is_not_offered(forms_of, weights):
     """A full retrain shares nothing; its delta would only take space in the repository."""
     rng = np.random.default_rng(77)
-    unlike = {name: rng.integers(0, 1 << 32, value.shape, np.uint32).view(np.float32) for name, value in weights.items()}
+    unlike = {
+        name: rng.integers(0, 1 << 32, value.shape, np.uint32).view(np.float32) for name, value in weights.items()
+    }
 
     assert len(forms_of(model(unlike), model(weights))) == 1
 
