@@ -23,6 +23,7 @@ BENCHMARKS: Mapping[str, str] = {
     "planning": "the plan's choice against the best found by exhaustive search",
     "outbox": "recording against raw SQLite",
     "core": "memory of core with a camera and a broker, CPU when nothing happens, draining to a real broker",
+    "switch": "frames lost and the pause when a running worker switches to another bundle",
     "growth": "a worker's memory over 200,000 frames",
 }
 
