@@ -24,6 +24,7 @@ BENCHMARKS: Mapping[str, str] = {
     "outbox": "recording against raw SQLite",
     "core": "memory of core with a camera and a broker, CPU when nothing happens, draining to a real broker",
     "delta": "bytes on the wire for a new version of a file that devices hold",
+    "switch": "frames lost and the pause when a running worker switches to another bundle",
     "growth": "a worker's memory over 200,000 frames",
     "transfer": "a release over MQTT against a plain mover, far away, and beside events",
 }

@@ -350,6 +350,25 @@ def test_judge_goes_on_over_a_swap_unless_there_is_another(eventually, is_live, 
     assert bench.values == [0, 1]
 
 
+def test_threshold_and_classes_come_and_go_with_the_bundle(eventually):
+    """A threshold that was tuned for the old bundle must not judge the new one's answers, nor the other way round."""
+
+    class Asked(Echo):
+        def decode(self, outputs, sample, *, min_score=None, class_ids=None):
+            seen.append((outputs, min_score, class_ids))
+            return Score(outputs)
+
+    seen, gate = [], threading.Event()
+    model = Asked(gate=gate)
+    bench = Bench([Ticks([0] * 10)], model=model)
+    with bench.loop:
+        eventually(lambda: bench.loop.captured == 4)
+        bench.loop.active = replace(bench.loop.active, min_score=0.7, class_ids=frozenset({1}))
+        gate.set()
+        eventually(lambda: bench.loop.source_state == "finished")
+    assert seen == [(n, None, None) if n < 4 else (n, 0.7, frozenset({1})) for n in range(10)]
+
+
 def test_swap_with_full_queues_loses_no_sample_of_a_recording(eventually):
     """Samples that were begun with the old bundle are ended with it, those after with the new one."""
     gate = threading.Event()

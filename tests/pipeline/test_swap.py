@@ -159,6 +159,7 @@ def test_swap_of_settings_alone_takes_effect(core, make_tiny_bundle, colours, ev
     eventually(it.has_swapped)
     assert it.swaps == [("m", None)]
     eventually(lambda: (it.turn(), it.events[-1][1]["rule"] == "only-red")[1])
+    eventually(lambda: it.beat("door"))
     assert it.beat("door")["dropped"] == {}
 
 
