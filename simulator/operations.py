@@ -212,7 +212,7 @@ class Reading:
 
     def _name_of(self, node: int) -> str:
         names = (name for entries in self._names.values() for name, each in entries.items() if each == node)
-        return next(names, f"node {node}")
+        return "the folder" if node == ROOT else next(names, f"node {node}")
 
     # -- one for each kind of call --
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import HoldfastError, UnavailableError
+from simulator.powercut import cut_power
 
 CALLS = (
     "execve,?fork,?vfork,clone,?clone3,?open,openat,?openat2,?creat,close,dup,?dup2,dup3,fcntl,lseek,read,readv,write,"
@@ -51,10 +52,15 @@ def run_traced(command: Sequence[str], log: Path, *, env: Mapping[str, str] | No
     Raises:
         UnavailableError: there is no strace, or it may not trace here (ptrace is forbidden in some containers).
     """
-    result = subprocess.run(tracing(command, log), env=env, check=False, timeout=timeout_s)
+    with subprocess.Popen(tracing(command, log), env=env) as process:
+        try:
+            status = process.wait(timeout_s)
+        except BaseException:
+            cut_power(process.pid)  # strace alone would leave the program behind
+            raise
     if not log.exists() or not log.stat().st_size:
         raise UnavailableError("strace recorded nothing", hint="allow ptrace: strace must be able to run here")
-    return result.returncode
+    return status
 
 
 # -- lines ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from simulator.crashpoints import KINDS, Image, Recorder, Recording, record
@@ -228,3 +229,14 @@ def test_program_that_others_stop_can_be_recorded(state: Path) -> None:
         recording = recorder.recording()
     assert recording.status == -signal.SIGTERM
     assert contents(recording, "f") >= {None, b"", b"x"}
+
+
+def test_program_that_does_not_end_is_not_left_behind(state: Path) -> None:
+    """A hang in the program under test must not outlive the test."""
+    code = (
+        "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid())); time.sleep(100)"
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        record([sys.executable, "-c", code, str(state)], state, timeout_s=2)
+    pid = int((state / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
