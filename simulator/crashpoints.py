@@ -203,7 +203,7 @@ class _Disk:
         return Image(point, kind, label, said, files, folders, links)
 
 
-@lru_cache(maxsize=256)  # most files are the same object in every image
+@lru_cache(maxsize=32)  # most files are the same object in every image
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
