@@ -84,7 +84,7 @@ def test_stop_ends_the_trying(make_folder, chunks: Download):
     stop = threading.Event()
     stop.set()
     with pytest.raises(StoppedError):
-        Transports([make_folder("a", {BLOB: CONTENT})]).fetch(BLOB, chunks, stop)
+        Transports([make_folder("a", {BLOB: CONTENT}), make_folder("gone")]).fetch(BLOB, chunks, stop)
     assert chunks.missing()
 
 
