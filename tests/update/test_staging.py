@@ -27,7 +27,7 @@ from agent.update.transports import http
 from agent.update.transports.folder import FolderTransport
 from agent.update.transports.http import HttpTransport
 from agent.update.transports.pacing import Pace
-from agent.update.transports.transport import NotThereError, StoppedError, WrongContentError
+from agent.update.transports.transport import StoppedError
 from agent.update.transports.trying import Transports
 from simulator.clock import VirtualClock
 from simulator.disk import SmallDisk, why_not
@@ -593,28 +593,6 @@ def test_room_is_checked_before_and_made_from_what_others_left(repository: Repos
         disk.fill(leave_bytes=70 << 10)
         with pytest.raises(StateError, match="too full for the update"):
             stage(repository.add("2", {"fp32": NEXT_MODEL}), store=store)
-
-
-def test_transports_say_why_each_of_them_failed(tmp_path: Path):
-    """One line for each; the type tells what to do."""
-    stop = threading.Event()
-    (tmp_path / "empty").mkdir()
-    there, gone = FolderTransport(tmp_path / "empty"), FolderTransport(tmp_path / "gone")
-    with pytest.raises(NotThereError) as caught:
-        Transports([gone, there]).read("metadata/2.root.json", 100, stop)
-    assert "the folder is not there" in str(caught.value) and "there is no metadata/2.root.json" in str(caught.value)
-    with pytest.raises(UnavailableError) as caught:
-        Transports([gone, gone]).read("metadata/2.root.json", 100, stop)
-    assert not isinstance(caught.value, NotThereError)
-    (tmp_path / "empty" / "blobs").mkdir()
-    (tmp_path / "empty" / "blobs" / sha(MODEL)).write_bytes(bytes(len(MODEL)))
-    form = {"chunks": [sha(MODEL[i : i + CHUNK]) for i in range(0, len(MODEL), CHUNK)], "chunk_bytes": CHUNK}
-    chunks = Download(tmp_path / "partial", sha256=sha(MODEL), size_bytes=len(MODEL), **form)
-    with chunks, pytest.raises(WrongContentError):
-        Transports([there, gone]).fetch(f"blobs/{sha(MODEL)}", chunks, stop)
-    stop.set()
-    with pytest.raises(StoppedError):
-        Transports([there]).read("metadata/2.root.json", 100, stop)
 
 
 def test_progress_is_told_now_and_then(repository: Repository, stage, monkeypatch: pytest.MonkeyPatch):

@@ -202,6 +202,30 @@ def test_collecting_spares_what_is_on_its_way(store: BundleStore):
     assert not store.has_blob(sha(b"next model")) and not store.partial_path(sha(b"next small")).exists()
 
 
+def test_names_are_given_to_durable_files_only(store: BundleStore, monkeypatch: pytest.MonkeyPatch):
+    """A file is on the disk before its name is, and the name before the next step: a power cut may keep either alone."""
+    steps: list[tuple[str, int]] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        steps.append(("fsync", os.fstat(descriptor).st_ino))
+        real_fsync(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        steps.append(("replace", Path(source).stat().st_ino))
+        real_replace(source, target)
+        steps.append(("into", Path(target).parent.stat().st_ino))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    put(store, {"fp32": b"model"})
+    renames = [number for number, (what, _) in enumerate(steps) if what == "replace"]
+    assert len(renames) == 3  # the blob, the manifest on its way, the manifest
+    for number in renames:
+        assert ("fsync", steps[number][1]) in steps[:number]
+        assert steps[number + 2] == ("fsync", steps[number + 1][1])
+
+
 BLOBS = [f"blob {number}".encode() for number in range(6)]
 
 

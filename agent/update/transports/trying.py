@@ -30,20 +30,18 @@ class Transports:
         return self._current
 
     def read(self, path: str, limit_bytes: int, stop: threading.Event) -> bytes:
-        return self._ask(path, stop, lambda transport: transport.read(path, limit_bytes, stop))
+        return self._ask(path, lambda transport: transport.read(path, limit_bytes, stop))
 
     def fetch(self, path: str, chunks: Chunks, stop: threading.Event) -> None:
-        self._ask(path, stop, lambda transport: transport.fetch(path, chunks, stop))
+        self._ask(path, lambda transport: transport.fetch(path, chunks, stop))
 
     def close(self) -> None:
         for transport in self.members:
             transport.close()
 
-    def _ask(self, path: str, stop: threading.Event, call: Callable[[Transport], _Answer]) -> _Answer:
+    def _ask(self, path: str, call: Callable[[Transport], _Answer]) -> _Answer:
         failures: list[UnavailableError] = []
         for transport in self.members:
-            if stop.is_set():
-                raise StoppedError("stopped")
             self._current = transport.name
             try:
                 return call(transport)
