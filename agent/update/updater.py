@@ -177,7 +177,7 @@ class Updater:
             if model not in self._machines:
                 log.warning("update %s: no model %s follows a channel", request.verb, model)
                 return
-        if request.verb != "rollback":
+        if request.verb == "check":
             self._schedule.wanted(self._clock.monotonic())
         for model in models:
             match request.verb:

@@ -1,7 +1,7 @@
 """The state machine of one model, row by row, on a virtual clock and a real disk, with the power cut between any two actions.
 
-`Device` is one model of a device: what is on its disk is real, what its worker, its network and its trials do is said by the test. It
-checks after each action what must always hold.
+`Device` is one model of a device: its disk is real; what its worker, its network and its trials do is said by the test.
+It checks after each action what must always hold.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agent.errors import StateError
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.update.actions import Cancel, Check, Collect, Fetch, Log, Save, Switch, Try, WakeAt
-from agent.update.machine import CALM, INCOMING, RESUMES, REST, SWITCH_LIMIT_S, TABLE, Machine
+from agent.update.machine import CALM, INCOMING, REST, RESUMES, SWITCH_LIMIT_S, TABLE, Machine
 from agent.update.notes import (
     ApplyWanted,
     CheckDue,
@@ -56,8 +55,8 @@ def slot(release, *, bundle=None, **fields):
 OLDER, OLD, NEW, NEWER = slot(4), slot(5), slot(6), slot(9)
 
 
-class PowerCut(Exception):
-    pass
+class PowerCutError(Exception):
+    """The power is gone, here."""
 
 
 class Device:
@@ -118,7 +117,7 @@ class Device:
         for action in actions:
             if self.cut_after is not None:
                 if self.cut_after == 0:
-                    raise PowerCut
+                    raise PowerCutError
                 self.cut_after -= 1
             if isinstance(action, Save) and not self.save(action):
                 return
@@ -432,7 +431,7 @@ def test_power_cut_in_row(pair, tmp_path):
         device.cut_after = cut
         try:
             device.tell(NOTES[pair[1]](device))
-        except PowerCut:
+        except PowerCutError:
             device.cut_after = None
             device.boot()
             device.look(None)
@@ -726,7 +725,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.device.cut_after = cut
         try:
             step()
-        except PowerCut:
+        except PowerCutError:
             self.device.cut_after = None
             self.device.boot()
         self.device.cut_after = None
