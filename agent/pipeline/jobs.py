@@ -1,11 +1,16 @@
-"""From the operator's words to jobs: which pipelines share a model, and so a worker and a session."""
+"""From the operator's words to jobs: which pipelines share a model, and so a worker and a session; how patient to be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.pipeline.messages import PipelineJob
+from agent.pipeline.messages import Job, PipelineJob
 from agent.pipeline.settings import CameraSettings, SensorSettings
+
+STALL_LEAST_S = 15.0
+"""Opening an RTSP camera takes two seconds and a slow one more: less than this would kill the patient for waiting."""
+STALL_FRAMES = 3
+"""A camera limited to one frame a minute has stalled after three of them."""
 
 
 def pipelines_by_model(
@@ -32,3 +37,17 @@ def sensor_topics(sensors: Mapping[str, SensorSettings]) -> dict[str, str]:
         for name, sensor in sensors.items()
         if sensor.source.startswith("mqtt:")
     }
+
+
+def stall_times(job: Job) -> dict[str, float | None]:
+    """Return by pipeline how long an open source may bring nothing through. Sensors may be silent for ever."""
+    return {pipeline.name: _stall_s(pipeline) for pipeline in job.pipelines}
+
+
+def _stall_s(pipeline: PipelineJob) -> float | None:
+    if pipeline.kind == "sensor":
+        return None
+    settings = pipeline.settings
+    waits_s = 3 * float(settings.get("read_timeout_s") or 0)
+    frames_s = STALL_FRAMES / float(settings.get("fps") or STALL_FRAMES)
+    return max(STALL_LEAST_S, waits_s, frames_s)
