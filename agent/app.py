@@ -30,8 +30,9 @@ from agent.outbox.envelope import Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.store import EventStore
 from agent.paths import StatePaths, hold_state, open_state
-from agent.pipeline.jobs import pipelines_by_model, sensor_topics, with_overrides
+from agent.pipeline.jobs import pipelines_by_model, sensor_topics
 from agent.pipeline.messages import Job
+from agent.pipeline.overrides import with_overrides
 from agent.pipeline.workers import WorkerNote, Workers
 from agent.preparation import (
     BundleOpened,

@@ -19,8 +19,9 @@ from agent.bundle.reader import open_bundle
 from agent.clock import Clock
 from agent.device.planning import p99_limit_ms
 from agent.errors import BundleError, HoldfastError, OperatorError, StateError, UnavailableError, UntrustedError
-from agent.pipeline.jobs import check_kind, with_overrides
+from agent.pipeline.jobs import check_kind
 from agent.pipeline.messages import PipelineJob
+from agent.pipeline.overrides import with_overrides
 from agent.preparation import Preparer, Wanted
 from agent.update.documents import ChannelDocument, Form
 from agent.update.notes import Checked, Tried

@@ -1,20 +1,18 @@
-"""From the operator's words to jobs: which pipelines share a model, and so a worker and a session."""
+"""From the operator's words to jobs: which pipelines share a model, and so a worker and a session; how patient to be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
-
-from pydantic import ValidationError
+from collections.abc import Mapping
 
 from agent.bundle.manifest import Manifest
-from agent.errors import BundleError, OperatorError
-from agent.pipeline.messages import PipelineJob
+from agent.errors import OperatorError
+from agent.pipeline.messages import Job, PipelineJob
 from agent.pipeline.settings import CameraSettings, SensorSettings
 
-RELEASABLE = frozenset({"min_score", "labels", "zones", "rules"})
-"""What a release may say of a pipeline. Where its samples come from stays the operator's."""
+STALL_LEAST_S = 15.0
+"""Opening an RTSP camera takes two seconds and a slow one more: less than this would kill the patient for waiting."""
+STALL_FRAMES = 3
+"""A camera limited to one frame a minute has stalled after three of them."""
 
 
 def pipelines_by_model(
@@ -43,29 +41,18 @@ def sensor_topics(sensors: Mapping[str, SensorSettings]) -> dict[str, str]:
     }
 
 
-def with_overrides(pipelines: Sequence[PipelineJob], overrides: Mapping[str, Any]) -> tuple[PipelineJob, ...]:
-    """Return the pipelines with what a signed release says over the operator's file; names it has more are ignored.
-
-    Raises:
-        BundleError: what it says fits no pipeline of this kind.
-    """
-    return tuple(_overridden(pipeline, overrides.get(pipeline.name) or {}) for pipeline in pipelines)
+def stall_times(job: Job) -> dict[str, float | None]:
+    """Return by pipeline how long an open source may bring nothing through. Sensors may be silent for ever."""
+    return {pipeline.name: _stall_s(pipeline) for pipeline in job.pipelines}
 
 
-def _overridden(pipeline: PipelineJob, overrides: Mapping[str, Any]) -> PipelineJob:
-    said = {key: value for key, value in overrides.items() if key in RELEASABLE and value is not None}
-    if not said:
-        return pipeline
-    kind = CameraSettings if pipeline.kind == "camera" else SensorSettings
-    try:
-        settings = kind.model_validate({**pipeline.settings, **said})
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
-        raise BundleError(
-            f"the release sets {', '.join(said)} of the {pipeline.kind} {pipeline.name}, which is not valid: {problems}",
-            hint="publish a release whose settings fit",
-        ) from error
-    return replace(pipeline, settings=settings.model_dump(mode="json"))
+def _stall_s(pipeline: PipelineJob) -> float | None:
+    if pipeline.kind == "sensor":
+        return None
+    settings = pipeline.settings
+    waits_s = 3 * float(settings.get("read_timeout_s") or 0)
+    frames_s = STALL_FRAMES / float(settings.get("fps") or STALL_FRAMES)
+    return max(STALL_LEAST_S, waits_s, frames_s)
 
 
 def check_kind(job: PipelineJob, manifest: Manifest) -> None:

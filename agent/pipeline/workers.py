@@ -19,12 +19,12 @@ from agent.childprocess import Child, Message
 from agent.clock import Clock, Random
 from agent.errors import HoldfastError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
+from agent.pipeline.jobs import stall_times
 from agent.pipeline.messages import (
     Beat,
     Failed,
     Job,
     PipelineBeat,
-    PipelineJob,
     Ready,
     SwapFailed,
     Swapped,
@@ -40,10 +40,6 @@ log = logging.getLogger(__name__)
 ROLE = "worker"
 ARENAS = "MALLOC_ARENA_MAX"
 """glibc gives each thread a heap of its own, which keeps what frames left there: two heaps save 4 MB a worker."""
-STALL_LEAST_S = 15.0
-"""Opening an RTSP camera takes two seconds and a slow one more: less than this would kill the patient for waiting."""
-STALL_FRAMES = 3
-"""A camera limited to one frame a minute has stalled after three of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +83,8 @@ class _Swap:
     """The running worker loads it; else a new worker is being started with it."""
     old: Job | None
     """What to go back to."""
+    has_strayed: bool = False
+    """The running worker had already changed over to a job that this one replaced: `old` does not run any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -317,7 +315,10 @@ class Workers:
     def _take_answer(self, worker: _Worker, message: Message, now_s: float) -> None:
         """Take a worker's answer to a swap, unless another was asked for since, or the worker is on its way out."""
         swap = worker.swap
-        if swap is None or message["number"] != swap.number or worker.supervisor.state != "running":
+        if swap is None or worker.supervisor.state != "running":
+            return
+        if message["number"] != swap.number:
+            worker.swap = replace(swap, has_strayed=swap.has_strayed or message["is"] == "swapped")
             return
         worker.supervisor.swapped()
         if message["is"] == "swapped":
@@ -337,6 +338,8 @@ class Workers:
 
     def _take_swap_failed(self, worker: _Worker, swap: _Swap, failed: SwapFailed, now_s: float) -> None:
         if not failed["needs_restart"]:
+            if swap.has_strayed and swap.old is not None:
+                self._start_swapped(worker, replace(swap, job=swap.old), now_s)
             self._end_swap(worker, failed["reason"])
             return
         log.info("worker %s is started anew for the new bundle: %s", swap.job.model, failed["reason"])
@@ -394,17 +397,3 @@ class Workers:
             self._post(WorkerNote(name, generation, None, 1))
             return
         worker.child.send(worker.job.going_on_at(worker.next_ids).to_message())
-
-
-def stall_times(job: Job) -> dict[str, float | None]:
-    """Return by pipeline how long an open source may bring nothing through. Sensors may be silent for ever."""
-    return {pipeline.name: _stall_s(pipeline) for pipeline in job.pipelines}
-
-
-def _stall_s(pipeline: PipelineJob) -> float | None:
-    if pipeline.kind == "sensor":
-        return None
-    settings = pipeline.settings
-    waits_s = 3 * float(settings.get("read_timeout_s") or 0)
-    frames_s = STALL_FRAMES / float(settings.get("fps") or STALL_FRAMES)
-    return max(STALL_LEAST_S, waits_s, frames_s)

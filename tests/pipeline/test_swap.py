@@ -232,6 +232,24 @@ def test_newer_swap_takes_the_place_of_one_under_way(core, make_tiny_bundle, col
     assert "2" not in {made_by["version"] for made_by in it.made_by}
 
 
+def test_swap_that_fails_after_one_that_it_replaced_had_come_in_goes_back_to_the_old_bundle(
+    core, make_tiny_bundle, colours, eventually
+):
+    """Words cross on the pipe: what the operator took back must not go on running because of it."""
+    it = core(make_tiny_bundle(version="1"), door=colours)
+    eventually(it.is_running)
+    it.swap(make_tiny_bundle(version="2"))
+    said = it.notes.queue
+    eventually(lambda: any(note.message and note.message["is"] == "swapped" for note in list(said)))
+    it.swap(make_tiny_bundle({"fp32": b"no model"}, version="3"))
+    eventually(it.has_swapped)
+    assert "ONNX" in it.swaps[0][1]
+    eventually(lambda: (it.turn(), it.made_by[-1]["version"] == "2")[1])
+    eventually(lambda: (it.turn(), it.made_by[-1]["version"] == "1")[1])
+    assert len(it.swaps) == 1
+    assert it.status.restarts == 0
+
+
 def test_swap_while_starting_is_taken_once_it_runs(core, make_tiny_bundle, colours, eventually):
     """A hint may come in the first second."""
     it = core(make_tiny_bundle(version="1"), door=colours)
