@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: demo test soak bench lint types format imports freeze check-frozen resolve pins bundles clean
+.PHONY: demo test soak conformance bench lint types format imports freeze check-frozen resolve pins bundles clean
 
 demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 	$(BIN)/holdfast demo $(ARGS)
@@ -14,6 +14,9 @@ test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every te
 
 soak: $(VENV)/.dev ## 200 + 200 times kill -9, about half an hour
 	HOLDFAST_SOAK=1 $(BIN)/pytest tests/e2e/test_kill.py -s $(ARGS)
+
+conformance: $(VENV)/.dev ## The outside judge of our TUF client; tests/conformance/run.py says what it needs
+	$(BIN)/python tests/conformance/run.py $(ARGS)
 
 bench: $(VENV)/.dev ## Ratios against peers and ceilings, as one table
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -106,7 +106,7 @@ class HighWater:
                     f"version {claim.version} is offered, version {mark.version} was trusted here before",
                     role=role,
                     hint="somebody replays an older repository, or the repository was restored from a backup: "
-                    "publish newer versions; what runs keeps running",
+                    f"publish newer versions. If this device is meant to follow another repository, remove {self._path.parent}",
                 )
         self._set_marks(claims)
 

@@ -131,7 +131,7 @@ class Trust:
         with self._errors(updater):
             updater.refresh()
         self._updater = updater
-        self._raise_time_floor(updater)
+        self._raise_time_floor(updater, self._clock.now(), _moment(updater.issued))
         return self._state_of(updater)
 
     def target(self, path: str, limit_bytes: int) -> bytes:
@@ -194,7 +194,9 @@ class Trust:
                 for left_over in folder.glob(".*.*"):  # of a power cut between writing and renaming, see atomicfile
                     left_over.unlink()
         if self.high_water.is_new:
-            self.high_water.learn_versions(self._local().claims())
+            local = self._local()
+            self.high_water.learn_versions(local.claims())
+            self._raise_time_floor(local, _moment(local.issued))
 
     def _local(self) -> LocalUpdater:
         with self._errors():
@@ -206,9 +208,9 @@ class Trust:
     def _time_floor(self) -> datetime:
         return max(self._built_at, self.high_water.time_floor or _BEGINNING)
 
-    def _raise_time_floor(self, updater: DurableUpdater) -> None:
+    def _raise_time_floor(self, updater: DurableUpdater, *moments: datetime | None) -> None:
         earliest = min(updater.expiries.values())
-        for moment in (self._clock.now(), _moment(updater.issued)):
+        for moment in moments:
             if moment and moment < earliest:
                 self.high_water.raise_time_floor(moment)
 

@@ -23,7 +23,7 @@ import urllib3
 
 from agent import atomicfile
 from agent.clock import SystemClock
-from agent.errors import HoldfastError, UnavailableError
+from agent.errors import HoldfastError, OperatorError, UnavailableError
 from agent.update.transports.transport import NotThereError
 from agent.update.trust import Trust
 
@@ -55,7 +55,10 @@ def open_trust(options: argparse.Namespace) -> Trust:
     """Make the shipping client keep its metadata where the suite looks for it."""
     home: Path = options.metadata_dir / "holdfast"
     via = os.environ.get("HOLDFAST_TUF_VIA", "")
-    read_url = READERS[urlsplit(via).scheme](via)
+    scheme = urlsplit(via).scheme
+    if scheme not in READERS:
+        raise OperatorError(f"no reader for {scheme!r}", where="HOLDFAST_TUF_VIA", hint=f"one of {sorted(READERS)}")
+    read_url = READERS[scheme](via)
     bases = {"metadata": options.metadata_url, "targets": options.target_base_url}
 
     def read(path: str, limit_bytes: int) -> bytes:

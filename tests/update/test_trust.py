@@ -685,6 +685,19 @@ def test_a_lost_mark_is_rebuilt_from_what_the_metadata_says(world: World, caplog
         world.restart().refresh()
 
 
+def test_a_lost_time_floor_is_rebuilt_from_the_signed_time(world: World):
+    """And from nothing else: the clock of a board is no witness."""
+    world.repository.now = START + timedelta(days=10)
+    world.repository.refresh()
+    world.trust.refresh()
+    (world.folder / "high-water.json").unlink()
+    world.clock.set_wall(START + timedelta(days=20))
+    world.files = {}
+    with pytest.raises(UnavailableError):
+        world.restart().refresh()
+    assert world.trust.high_water.time_floor == START + timedelta(days=10)
+
+
 def test_ed25519_needs_no_cryptography_package(world: World, tmp_path: Path):
     """Sixteen megabytes less in the frozen program."""
     world.repository.publish({"a": b"1"})
