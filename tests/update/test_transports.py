@@ -58,11 +58,13 @@ def test_first_that_can_answers(make_folder):
     assert transports.name.endswith("/a")
 
 
-def test_liar_is_passed_over(make_folder, chunks: Download):
-    """Wrong bytes of one mirror cost a try, not the update."""
+def test_liar_is_passed_over_and_named(make_folder, chunks: Download, caplog: pytest.LogCaptureFixture):
+    """Wrong bytes of one mirror cost a try, not the update; but somebody should look at it."""
     transports = Transports([make_folder("liar", {BLOB: CONTENT[::-1]}), make_folder("good", {BLOB: CONTENT})])
     transports.fetch(BLOB, chunks, threading.Event())
     assert chunks.finish().read_bytes() == CONTENT
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "/liar is passed over" in caplog.text
 
 
 def test_each_reason_is_named_and_the_type_tells_what_to_do(make_folder, chunks: Download):

@@ -8,12 +8,15 @@ unavailable.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from agent.errors import UnavailableError
 from agent.update.transports.transport import Chunks, NotThereError, StoppedError, Transport, WrongContentError
+
+log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
@@ -48,6 +51,8 @@ class Transports:
             except StoppedError:
                 raise
             except UnavailableError as failure:
+                level = logging.WARNING if isinstance(failure, WrongContentError) else logging.INFO
+                log.log(level, "%s is passed over for %s: %s", transport.name, path, failure.message)
                 failures.append(failure)
         raise _sum_up(path, failures)
 
