@@ -190,7 +190,8 @@ def _check(output: Path, sha256: str, size_bytes: int) -> None:
     with output.open("r+b") as file:
         found_bytes = os.fstat(file.fileno()).st_size
         if found_bytes != size_bytes:
-            raise UnpackError(f"unpacking made {found_bytes} bytes or more, {size_bytes} were promised")
+            more = " or more" if found_bytes > size_bytes else ""
+            raise UnpackError(f"unpacking made {found_bytes} bytes{more}, {size_bytes} were promised")
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
         if digest.hexdigest() != sha256:
