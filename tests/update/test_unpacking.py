@@ -167,7 +167,7 @@ def test_a_native_crash_is_a_refusal_with_the_last_words(tmp_path, pretend):
     """A bug in a decompressor must not take core with it."""
     pretend("print('corrupted size', file=sys.stderr, flush=True)\nos.kill(os.getpid(), signal.SIGSEGV)\n")
 
-    with pytest.raises(UnpackError, match=r"killed by SIGSEGV; its last words: corrupted size"):
+    with pytest.raises(UnpackError, match=r"was ended by SIGSEGV; its last words: corrupted size"):
         unpacked(tmp_path, "zstd", b"")
 
 
