@@ -23,10 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 from agent.clock import SystemClock
 from agent.update.documents import CHUNK_BYTES
 from agent.update.unpacking import unpack
-from benchmarks.parts import ULTRAFACE, YOLOX, Parts
+from benchmarks.parts import YOLOX, Parts
 from benchmarks.processes import peak_rss_mb
 from benchmarks.table import Figure, Goal, Line
-from bundles.onnxlibrary import dimensions, real_inputs
+from bundles.onnxlibrary import dimensions
 from bundles.quantize import static_int8
 from bundles.release.forms import make_forms
 
@@ -59,8 +59,8 @@ def lines(parts: Parts) -> Iterator[Line]:
 
 
 def _pairs(parts: Parts) -> Iterator[Pair]:
-    for name, path in (("UltraFace", ULTRAFACE), ("YOLOX-Nano", YOLOX)):
-        model = _without_weights_as_inputs(onnx.load_model(parts.shipped(path)))
+    for name, path in (("UltraFace", parts.ultraface.model_path("fp32")), ("YOLOX-Nano", parts.shipped(YOLOX))):
+        model = onnx.load_model(path)
         fp32, int8 = bytes(model.SerializeToString()), _quantized(model)
         yield Pair(f"{name}, unchanged", fp32, fp32, Goal("value", "≤", 0, "%"))
         yield Pair(f"{name}, last conv changed", fp32, _moved(fp32, 0.01, is_last_only=True), LAST_LAYER)
@@ -101,14 +101,6 @@ def _put(folder: Path, content: bytes) -> Path:
     path = folder / hashlib.sha256(content).hexdigest()
     path.write_bytes(content)
     return path
-
-
-def _without_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Take the weights off the graph's inputs, as the builder does with old exports."""
-    inputs = real_inputs(model.graph)
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    return model
 
 
 def _quantized(model: onnx.ModelProto) -> bytes:
@@ -157,7 +149,7 @@ def _resnet_like(blocks: int) -> bytes:
 
 
 class _PeakOfChildren:
-    """Watches this process's children: a child that is gone tells nothing any more."""
+    """Watches this process's only child: one that is gone tells nothing any more."""
 
     def __init__(self) -> None:
         self.mib = 0.0
@@ -176,6 +168,6 @@ class _PeakOfChildren:
         while not self._is_over.wait(0.005):
             for child in psutil.Process().children():
                 try:
-                    self.mib = max(self.mib, peak_rss_mb(child.pid))
+                    self.mib = peak_rss_mb(child.pid)  # the last look counts: until exec it is still the parent's
                 except (OSError, psutil.Error, IndexError):
                     continue  # it is ending: a zombie has no memory to tell of
