@@ -1,7 +1,7 @@
 """Child processes of this program that speak JSON lines with their parent.
 
 Native code may crash, so everything that touches a camera stack, a driver or a model runs in one of these.
-A role (`worker`, `probe`, `trial`) starts the same way installed and frozen. The parent writes to the child's stdin;
+A role (`worker`, `probe`, `trial`, `unpack`) starts the same way installed and frozen. The parent writes to the child's stdin;
 the child answers on what was its stdout, and everything that libraries print goes to stderr, whose tail is kept as the
 child's *last words*. A child whose parent is gone sees the end of its stdin and leaves.
 """
@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -36,6 +37,18 @@ def command_line(role: str) -> list[str]:
         return [sys.executable, "child", role]
     # -P keeps the current folder off the import path: an operator may stand in a folder with an `agent/` of its own.
     return [sys.executable, "-P", "-m", "agent", "child", role]
+
+
+def exit_text(status: int) -> str:
+    """Return an exit status in words: `was ended by SIGSEGV`, `exited with 3`."""
+    if status < 0:
+        try:
+            return f"was ended by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was ended by signal {-status}"
+    if status > 0xFFFF:  # Windows: an NTSTATUS such as 0xC0000005, access violation
+        return f"crashed with 0x{status:08X}"
+    return f"exited with {status}"
 
 
 class Child:

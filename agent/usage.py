@@ -1,4 +1,4 @@
-"""What this process has used of its processor and memory, and a fence around how much it may take."""
+"""What a process has used of its processor and memory, and a fence around how much it may take."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def peak_rss_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return int(psutil.Process().memory_info().rss)
+
+
+def rss_bytes_of(pid: int) -> int:
+    """Return the resident memory of another process now; 0 where it has gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def fence_memory(limit_bytes: int, *, headroom_bytes: int = FENCE_HEADROOM_BYTES) -> None:

@@ -23,10 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 from agent.clock import SystemClock
 from agent.update.documents import CHUNK_BYTES
 from agent.update.unpacking import unpack
-from benchmarks.parts import ULTRAFACE, YOLOX, Parts
+from benchmarks.parts import YOLOX, Parts
 from benchmarks.processes import peak_rss_mb
 from benchmarks.table import Figure, Goal, Line
-from bundles.onnxlibrary import dimensions, real_inputs
+from bundles.onnxlibrary import dimensions
 from bundles.quantize import static_int8
 from bundles.release.forms import make_forms
 
@@ -59,8 +59,8 @@ def lines(parts: Parts) -> Iterator[Line]:
 
 
 def _pairs(parts: Parts) -> Iterator[Pair]:
-    for name, path in (("UltraFace", ULTRAFACE), ("YOLOX-Nano", YOLOX)):
-        model = onnx.load_model(parts.shipped(path))
+    for name, path in (("UltraFace", parts.ultraface.model_path("fp32")), ("YOLOX-Nano", parts.shipped(YOLOX))):
+        model = onnx.load_model(path)
         fp32, int8 = bytes(model.SerializeToString()), _quantized(model)
         yield Pair(f"{name}, unchanged", fp32, fp32, Goal("value", "≤", 0, "%"))
         yield Pair(f"{name}, last conv changed", fp32, _moved(fp32, 0.01, is_last_only=True), LAST_LAYER)
@@ -106,7 +106,7 @@ def _put(folder: Path, content: bytes) -> Path:
 def _quantized(model: onnx.ModelProto) -> bytes:
     """Return the INT8 variant. It is calibrated on noise: that changes activations' ranges, not the weights' bytes."""
     rng = np.random.default_rng(1)
-    shapes = {each.name: [int(size) for size in dimensions(each)] for each in real_inputs(model.graph)}
+    shapes = {each.name: [int(size) for size in dimensions(each)] for each in model.graph.input}
     samples = [{name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(2)]
     return bytes(static_int8(model, samples).SerializeToString())
 
@@ -135,9 +135,9 @@ def _retuned(content: bytes) -> bytes:
 
 
 def _resnet_like(blocks: int) -> bytes:
-    """Return a chain of convolutions with random weights and a last layer of 2,048 × 1,000."""
+    """Return a chain of convolutions with random weights and a last layer that is 8 % of all, as in ResNet-50."""
     rng = np.random.default_rng(0)
-    weights = {f"conv{number}": (512, 512, 3, 3) for number in range(blocks)} | {"fc": (2048, 1000)}
+    weights = {f"conv{number}": (512, 512, 3, 3) for number in range(blocks)} | {"fc": (2048, 100 * blocks)}
     nodes = [
         helper.make_node("MatMul" if name == "fc" else "Conv", [f"to_{name}", name], [f"of_{name}"]) for name in weights
     ]
@@ -149,7 +149,7 @@ def _resnet_like(blocks: int) -> bytes:
 
 
 class _PeakOfChildren:
-    """Watches this process's children: a child that is gone tells nothing any more."""
+    """Watches this process's only child: one that is gone tells nothing any more."""
 
     def __init__(self) -> None:
         self.mib = 0.0
@@ -168,6 +168,6 @@ class _PeakOfChildren:
         while not self._is_over.wait(0.005):
             for child in psutil.Process().children():
                 try:
-                    self.mib = max(self.mib, peak_rss_mb(child.pid))
+                    self.mib = peak_rss_mb(child.pid)  # the last look counts: until exec it is still the parent's
                 except (OSError, psutil.Error, IndexError):
                     continue  # it is ending: a zombie has no memory to tell of

@@ -12,12 +12,12 @@ again as slowly as allowed. While a running worker loads another bundle it has a
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from agent.backoff import Backoff
+from agent.childprocess import exit_text
 from agent.clock import Random
 from agent.errors import BundleError, OperatorError
 from agent.health.conditions import ClearCondition, SetCondition, Severity
@@ -311,15 +311,3 @@ def telling_lines(last_words: str) -> list[str]:
     frames = next((index + 1 for index, line in enumerate(lines) if line.startswith("Current thread")), len(lines))
     place = [line for line in lines[frames : frames + 2] if line.startswith("File ")]
     return [*lines[max(0, fatal - 1) : fatal + 1], *place]
-
-
-def exit_text(status: int) -> str:
-    """Return an exit status in words: `was ended by SIGSEGV`, `exited with 3`."""
-    if status < 0:
-        try:
-            return f"was ended by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"was ended by signal {-status}"
-    if status > 0xFFFF:  # Windows: an NTSTATUS such as 0xC0000005, access violation
-        return f"crashed with 0x{status:08X}"
-    return f"exited with {status}"

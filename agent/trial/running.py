@@ -9,13 +9,13 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from agent.childprocess import Child, Message
 from agent.clock import Clock, SystemClock
 from agent.device.plan import Candidate, Measurement, Outcome
 from agent.device.profile import Limits
+from agent.usage import rss_bytes_of
 
 WATCH_S = 0.05
 """How often memory and the stop event are looked at: a child that allocates 1 GiB/s overshoots by 50 MiB at most."""
@@ -80,16 +80,9 @@ def _watch(
             return STOPPED
         if clock.monotonic() > deadline_s:
             return f"gave no answer within {limits.trial_s:g} s and was killed"
-        rss_bytes = _rss_bytes(child.pid)
+        rss_bytes = rss_bytes_of(child.pid)
         if rss_bytes > limits.memory_mb * 2**20:
             return f"took {rss_bytes / 2**20:.0f} MiB of memory and was killed; the limit is {limits.memory_mb} MiB"
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def _outcome(candidate: Candidate, answer: Message | int | str, child: Child) -> Outcome:

@@ -110,10 +110,10 @@ def _read_steps(stream: _Stream, count: int, base_bytes: int, size_bytes: int) -
     operation, length, offset = steps["operation"], steps["length"], steps["offset"]
     width = steps["width"].astype("<u8")
     is_copy, is_plain = operation == COPY, operation == PLAIN
-    size, base_size = np.uint64(size_bytes), np.uint64(base_bytes)
+    base_size = np.uint64(base_bytes)
     fits_base = (offset <= base_size) & (length <= base_size - np.minimum(offset, base_size))
     is_whole = np.isin(width, WIDTHS) & (length <= MAX_PIECE_BYTES) & (length % np.maximum(width, 1) == 0)
-    is_good = (operation <= MOVED) & (length > 0) & (length <= size) & (is_plain | fits_base) & (is_copy | is_whole)
+    is_good = (operation <= MOVED) & (length > 0) & (is_plain | fits_base) & (is_copy | is_whole)
     if not is_good.all():
         raise UnpackError(f"step {int(np.argmin(is_good))} of the residual does not fit its base or its result")
     if (total := sum(length.tolist())) != size_bytes:

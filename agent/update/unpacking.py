@@ -12,18 +12,16 @@ import contextlib
 import hashlib
 import os
 import queue
-import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from agent.childprocess import Child, Message
+from agent.childprocess import Child, Message, exit_text
 from agent.clock import Clock
 from agent.errors import HoldfastError, StateError
 from agent.update.documents import Form, FormKind
 from agent.update.transports.transport import StoppedError
+from agent.usage import rss_bytes_of
 
 ZSTD_WINDOW_LOG = 25
 """Of a `zstd` form: the device needs 2^25 bytes, 32 MiB, to unpack it."""
@@ -143,7 +141,7 @@ def _run_child(request: Message, limits: Limits, clock: Clock, stop: threading.E
     if not has_ended:
         raise UnpackError(f"the unpacking child did not end within {END_S:g} s of being killed")
     if isinstance(answer, int):
-        raise UnpackError(_with_last_words(_exit_text(answer), child))
+        raise UnpackError(_with_last_words(f"the unpacking child {exit_text(answer)}", child))
     match answer.get("is"):
         case "unpacked":
             return
@@ -165,15 +163,8 @@ def _watch(
             raise StoppedError("stopped while unpacking")
         if clock.monotonic() > deadline_s:
             raise UnpackError(f"unpacking did not end within {limits.seconds:.0f} s and was killed")
-        if (rss_bytes := _rss_bytes(child.pid)) > limits.memory_bytes + CHILD_START_BYTES:
+        if (rss_bytes := rss_bytes_of(child.pid)) > limits.memory_bytes + CHILD_START_BYTES:
             raise UnpackError(f"unpacking took {rss_bytes >> 20} MiB of memory and was killed")
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def _copy(travelled: Path, output: Path, size_bytes: int) -> None:
@@ -190,20 +181,13 @@ def _check(output: Path, sha256: str, size_bytes: int) -> None:
     with output.open("r+b") as file:
         found_bytes = os.fstat(file.fileno()).st_size
         if found_bytes != size_bytes:
-            raise UnpackError(f"unpacking made {found_bytes} bytes or more, {size_bytes} were promised")
+            more = " or more" if found_bytes > size_bytes else ""
+            raise UnpackError(f"unpacking made {found_bytes} bytes{more}, {size_bytes} were promised")
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
         if digest.hexdigest() != sha256:
             raise UnpackError(f"unpacking made a file with SHA-256 {digest.hexdigest()}, expected {sha256}")
         os.fsync(file.fileno())
-
-
-def _exit_text(status: int) -> str:
-    if status >= 0:
-        return f"the unpacking child ended with status {status} before it answered"
-    with contextlib.suppress(ValueError):
-        return f"the unpacking child was killed by {signal.Signals(-status).name}"
-    return f"the unpacking child was killed by signal {-status}"
 
 
 def _with_last_words(what: str, child: Child) -> str:

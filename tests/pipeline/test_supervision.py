@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from agent.childprocess import exit_text
 from agent.errors import BundleError, CandidateError
 from agent.health.conditions import ClearCondition, SetCondition
-from agent.pipeline.supervision import Kill, Leave, Limits, Start, Supervisor, WakeAt, exit_text
+from agent.pipeline.supervision import Kill, Leave, Limits, Start, Supervisor, WakeAt
 from simulator.clock import SeededRandom, VirtualClock
 
 DOWN = "worker-down/m"

@@ -63,6 +63,7 @@ HOSTILE = [
     pytest.param(
         packed([(COPY, 1, 10, 0), (COPY, 1, HUGE - 9, 0)], size_bytes=0), 0, "step", id="lengths that wrap to 0"
     ),
+    pytest.param(packed([(PLAIN, 1, HUGE, 0)], size_bytes=10), 10, "step 0", id="endless"),
     pytest.param(packed([(COPY, 1, 0, 0)]), 0, "step 0", id="a step of nothing"),
     pytest.param(packed([(7, 1, 10, 0)]), 10, "step 0", id="unknown operation"),
     pytest.param(packed([(PLAIN, 3, 9, 0)]), 9, "step 0", id="unknown width"),
@@ -75,7 +76,7 @@ HOSTILE = [
     pytest.param(packed([(COPY, 1, 10, 0)]), 9, "9 were promised", id="another size than promised"),
     pytest.param(packed([(COPY, 1, 10, 0)], base_bytes=100), 10, "a base of 100", id="another base"),
     pytest.param(packed([(COPY, 1, 10, 0)], magic=b"GIF89a\0\0"), 10, "no residual", id="another format"),
-    pytest.param(packed([(COPY, 1, 10, 0)], count=2**32 - 1), 10, "steps", id="four billion steps"),
+    pytest.param(packed([(COPY, 1, 10, 0)], count=2**32 - 1), 10, "more than 262144", id="four billion steps"),
     pytest.param(packed([(COPY, 1, 10, 0)], count=9), 10, "ends before", id="fewer steps than said"),
     pytest.param(packed([(PLAIN, 1, 10, 0)], {1: b"short"}), 10, "ends before", id="a stream that is short"),
     pytest.param(packed([(PLAIN, 4, 8, 0)], {4: b"12", 5: b"12", 6: b"12"}), 8, "ends before", id="a plane missing"),
