@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.clock import SystemClock
 from bundles.release.export import export
+from bundles.release.publication import Publication
 from bundles.release.repository import Repository
 from bundles.release.rotation import replace_key
+from bundles.release.settings import ExpiryDays
 from bundles.release.verification import verify
 
 
@@ -41,7 +44,17 @@ def older_timestamp_over_a_new_root(folder: Path) -> None:
     (folder / "metadata" / "timestamp.json").write_bytes(kept)
 
 
+def other_targets_under_the_same_version(folder: Path) -> None:
+    """Two laptops that did not know of each other."""
+    repository = Repository(folder)
+    signed = repository.metadata.targets().signed
+    signed.targets.pop("bundles/tiny/2/transfer.json")
+    publication = Publication(folder, repository.keyring, ExpiryDays(), SystemClock())
+    repository.metadata.write(publication.make(signed, signed.version, "targets", publication.roots()))
+
+
 DAMAGES = {
+    "two laptops": (other_targets_under_the_same_version, "targets.json.*not what was signed"),
     "no root": (lambda f: shutil.rmtree(f / "metadata"), "is no release repository"),
     "root signature": (
         lambda f: change_json(f / "metadata/1.root.json", lambda d: d["signatures"][0].update(sig="00" * 64)),
