@@ -89,7 +89,7 @@ def test_release_is_published_when_the_second_person_has_signed(running: Machine
     text = "\n".join(changes(bob))
     assert "bundles/tiny/1/manifest.json is new" in text and "release 1: tiny 1" in text and "25 %" in text
     assert bob.sign().written == ("targets 2",)
-    assert not list((running.bob / "pending").iterdir())
+    assert not (running.bob / "pending" / "2.targets.json").exists()
     running.send("bob", "server")
     running.open("server").refresh()
     assert judge.channel(running.server).assignments[0].percent == 25

@@ -46,7 +46,8 @@ def test_a_row_for_each_model():
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\xff\xfe", b"[1]", b"[" * 50_000, b'{"models": 7}', b'{"models": {"a": 3, "b": {"progress": "x"}}}', b'{"models": {"a": {}}, "x": "' + b"x" * 70_000 + b'"}'],
+    [b"", b"\xff\xfe", b"[1]", b"[" * 50_000, b'{"models": 7}', b'{"models": {"a": 3, "b": {"progress": "x"}}}',
+     b'{"models": {"a": {}}, "x": "' + b"x" * 70_000 + b'"}'],
     ids=["empty", "no text", "list", "deep", "number", "wrong types", "too large"],
 )  # fmt: skip
 def test_hostile_reports_are_shown_as_such(payload: bytes):
