@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.clock import SystemClock
+from bundles.release import forms
 from bundles.release.export import export
 from bundles.release.publication import Publication
 from bundles.release.repository import Repository
@@ -118,12 +119,15 @@ def test_each_damage_is_found(filled: Repository, clock, name: str):
 
 def test_wrong_chunk_hashes_are_found(repository: Repository, clock, make_bundle, monkeypatch):
     """Correctly signed, and no device could ever take a chunk."""
-    from bundles.release import forms
+    from bundles.release import transfer
 
-    monkeypatch.setattr(forms, "chunk_hashes", lambda path, size: ("0" * 64,), raising=False)
+    def make_forms(*arguments):
+        wrong = ("0" * 64,)
+        return tuple(form.model_copy(update={"chunks": wrong}) for form in forms.make_forms(*arguments))
+
+    monkeypatch.setattr(transfer, "make_forms", make_forms)
     repository.add(make_bundle("1"))
-    if "chunk hashes" not in problems(repository.folder, clock):
-        pytest.fail("wrong chunk hashes were not found")
+    assert "the chunk hashes in transfer.json are not those of the file" in problems(repository.folder, clock)
 
 
 def test_expiry_is_a_warning_first_and_then_an_error(filled: Repository, clock):
