@@ -415,11 +415,12 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    typer.echo(f"serving {repo} at {host}, {prefix}/devices/+/fetch/request; Ctrl-C ends it", err=True)
     clock, random = SystemClock(), SystemRandom()
     served = serving.serve(
         repo, settings, clock=clock, random=random, stop=stop, refresh=refresh_if_due if online_keys else None
     )
-    typer.echo(str(served), err=True)
+    typer.echo(f"served {served.pieces} pieces, {served.piece_bytes / 1e6:.1f} MB", err=True)
 
 
 @key_app.command("new")

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 
 from tuf.api.metadata import Root, TargetFile, Targets
 
+from agent.errors import OperatorError
 from agent.update.documents import Assignment
 from bundles.release import channels
-from bundles.release.metadata import ROLES
+from bundles.release.metadata import ROLES, is_signed
 from bundles.release.repository import Repository
 
 
@@ -19,15 +20,24 @@ def changes(repository: Repository) -> tuple[str, ...]:
     """Return one line for each difference between what waits for signatures and what is published.
 
     Raises:
-        OperatorError: a pending file is damaged, or a document that it lists is missing.
+        OperatorError: a pending file is damaged, a document that it lists is missing, or what stands as published is not
+            signed as it must be.
     """
     lines: list[str] = []
     metadata = repository.metadata
+    versions = metadata.versions("root")
+    before = repository.root() if versions else None
     if root := metadata.pending_of(Root):
-        before = metadata.root().signed if metadata.versions("root") else None
         lines += _root_changes(before, root.signed)
     if targets := metadata.pending_of(Targets):
         published = metadata.targets()
+        # Compared with what the threshold has signed: else a first signer could slip something in as "published".
+        # Under the root before too: a change of keys that was interrupted leaves targets of the old keys.
+        roots = [metadata.read(Root, version).signed for version in versions[-2:]]
+        if published and not any(is_signed(each, "targets", published) for each in roots):
+            hint = "do not sign; take metadata/ from the server or from your own copy"
+            message = "the published targets are not signed by enough people"
+            raise OperatorError(message, where=str(metadata.published), hint=hint)
         lines += _target_changes(repository, published.signed.targets if published else {}, targets.signed.targets)
     return tuple(lines)
 

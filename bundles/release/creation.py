@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from securesystemslib.signer import Key
+from tuf.api.metadata import Root
 
 from agent.clock import Clock
 from agent.errors import OperatorError
 from bundles.release import keys as keyfiles
 from bundles.release.keys import Keyring
-from bundles.release.metadata import OFFLINE, ROLES, RoleName
+from bundles.release.metadata import OFFLINE, ROLES, MetadataFolder, RoleName
 from bundles.release.publication import Outcome
 from bundles.release.repository import Repository
 from bundles.release.settings import ExpiryDays, RepositorySettings
@@ -43,8 +44,9 @@ def create(
     Raises:
         OperatorError: there is a repository already, or a key or threshold does not fit.
     """
-    if (folder / "metadata").exists() or (folder / "pending").exists():
-        hint = "finish an interrupted one with `holdfast release refresh REPO`, or name another folder"
+    metadata = MetadataFolder(folder)
+    if metadata.versions("root") or metadata.pending_of(Root):
+        hint = "`holdfast release show REPO` says what is left of an interrupted start; or name another folder"
         raise OperatorError("is a release repository already", where=str(folder), hint=hint)
     role_keys: dict[RoleName, list[Key]] = {}
     others = {
@@ -57,8 +59,11 @@ def create(
     for role in ROLES:
         home = keys if role in OFFLINE else online_keys or keys
         own = home / f"{role}.pub"
-        if not own.exists():
-            keyfiles.generate(home / f"{role}.pem", passphrase if role in OFFLINE else None)
+        private = own.with_suffix(".pem")
+        if not own.exists() and private.exists():
+            keyfiles.complete(private)
+        elif not own.exists():
+            keyfiles.generate(private, passphrase if role in OFFLINE else None)
         role_keys[role] = [keyfiles.read_public_key(own)[0], *others.get(role, ())]
     keyring = Keyring(folders=list(dict.fromkeys([keys, online_keys or keys])))
     repository = Repository(folder, keyring, clock)

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from securesystemslib.exceptions import UnsupportedLibraryError
 from securesystemslib.signer import (
@@ -30,6 +30,9 @@ from securesystemslib.signer import (
 
 from agent import atomicfile
 from agent.errors import OperatorError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 PASSPHRASE = "HOLDFAST_KEY_PASSPHRASE"  # noqa: S105  the variable's name
 """Environment variable with the passphrase of key files; `…_TARGETS` for `targets.pem` alone goes before it."""
@@ -58,19 +61,29 @@ def generate(path: Path, passphrase: str | None = None) -> Key:
     lock: KeySerializationEncryption = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
     private = Ed25519PrivateKey.generate()
     content = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
+    if path.exists():
+        hint = "choose another file; a key is never overwritten"
+        raise OperatorError("there is a key already", where=str(path), hint=hint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError as error:
-        hint = "choose another file; a key is never overwritten"
-        raise OperatorError("there is a key already", where=str(path), hint=hint) from error
+        atomicfile.write(path, content)  # through a temporary file, which is its owner's alone (0600) from the start
     except OSError as error:
         message = f"the key cannot be written: {error.strerror or error}"
         raise OperatorError(message, where=str(path), hint="choose a folder that you may write to") from error
-    key = SSlibKey.from_crypto(private.public_key())
+    return complete(path, private)
+
+
+def complete(path: Path, private: PrivateKeyTypes | None = None) -> Key:
+    """Write the public key file of a private key file (one of openssl's, say, or of an interrupted `generate`).
+
+    Raises:
+        OperatorError: it is no private key, of no usable kind, or its passphrase is missing or wrong.
+    """
+    try:
+        key = SSlibKey.from_crypto((private or _load(path)).public_key())
+    except (ValueError, AttributeError) as error:
+        hint = "use an Ed25519, ECDSA or RSA key"
+        raise OperatorError(f"is of no usable kind: {error}", where=str(path), hint=hint) from error
     write_public_key(path.with_suffix(".pub"), key, f"{_FILE}{path.absolute()}")
     return key
 
@@ -187,6 +200,11 @@ class Keyring:
 
 
 def _open_file(path: Path, key: Key) -> Signer:
+    assert isinstance(key, SSlibKey), "CryptoSigner takes nothing else"
+    return CryptoSigner(_load(path), key)
+
+
+def _load(path: Path) -> PrivateKeyTypes:
     try:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     except ImportError as error:
@@ -194,13 +212,11 @@ def _open_file(path: Path, key: Key) -> Signer:
     content = path.read_bytes()
     passphrase = _passphrase(path) if b"BEGIN ENCRYPTED" in content else None
     try:
-        private = load_pem_private_key(content, passphrase.encode() if passphrase else None)
+        return load_pem_private_key(content, passphrase.encode() if passphrase else None)
     except ValueError as error:
         what = "wrong passphrase" if passphrase else f"is no private key: {error}"
         hint = f"set {PASSPHRASE}" if passphrase else "bring the file back from its copy"
         raise OperatorError(what, where=str(path), hint=hint) from error
-    assert isinstance(key, SSlibKey), "CryptoSigner takes nothing else"
-    return CryptoSigner(private, key)
 
 
 def _passphrase(path: Path) -> str:

@@ -136,6 +136,9 @@ class Publication:
             written.append(self._metadata.write(targets))
             targets = None
         if root and fits_next and is_root_signed(root, current):
+            if targets:  # fits the new root only: both are kept where `sign` finds them, should we end in between
+                self._metadata.write_pending(root)
+                self._metadata.write_pending(targets)
             if current and self._can_refresh(current) and not self.is_live(root.signed):
                 written += self.refresh(current, root.signed)
             written.append(self._metadata.write(root))
@@ -177,7 +180,9 @@ class Publication:
         waiting = self.waiting()
         is_live = bool(self._metadata.versions("root")) and self.is_live(self._metadata.root().signed)
         step = None
-        if waiting:
+        if waiting and not any(each.missing for each in waiting):
+            step = "it was interrupted; finish it with `holdfast release sign REPO`"
+        elif waiting:
             step = (
                 f"copy {self._folder} (metadata/, targets/, pending/) to the next person, who runs "
                 "`holdfast release sign REPO --key FILE`"
@@ -190,15 +195,14 @@ class Publication:
     def waiting(self) -> tuple[Waiting, ...]:
         """Return what waits for signatures, and for how many."""
         found = []
-        pending = (("root", self._metadata.pending_of(Root)), ("targets", self._metadata.pending_of(Targets)))
-        for role, metadata in pending:
-            if metadata is None:
-                continue
-            content = metadata.signed_bytes
-            results = [root.get_verification_result(role, content, metadata.signatures) for root in self.roots()]
-            signed_by = tuple(sorted({keyid for result in results for keyid in result.signed}))
-            missing = max(result.missing for result in results)
-            found.append(Waiting(role, metadata.signed.version, signed_by, missing))
+        root, targets = self._metadata.pending_of(Root), self._metadata.pending_of(Targets)
+        roots = self.roots()
+        if root:
+            found.append(_waiting(root, roots))
+            if not found[0].missing:
+                roots = [root.signed]  # it comes first, and then it alone decides
+        if targets:
+            found.append(_waiting(targets, roots))
         return tuple(found)
 
     def is_live(self, root: Root) -> bool:
@@ -247,6 +251,14 @@ class Publication:
             path = self._folder / blob_path(form.sha256)
             if not path.is_file() or path.stat().st_size != form.size_bytes:
                 raise OperatorError("a blob is missing or incomplete", where=str(path), hint="copy blobs/ again")
+
+
+def _waiting(metadata: Metadata[Any], roots: Sequence[Root]) -> Waiting:
+    role, content = metadata.signed.type, metadata.signed_bytes
+    results = [root.get_verification_result(role, content, metadata.signatures) for root in roots]
+    signed_by = {keyid for result in results for keyid in result.signed}
+    missing = max(result.missing for result in results)
+    return Waiting(role, metadata.signed.version, tuple(sorted(signed_by)), missing)
 
 
 def _meta(metadata: Metadata[Any]) -> MetaFile:

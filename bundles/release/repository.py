@@ -243,7 +243,6 @@ class Repository:
             new_root = self._publication.make(root, current.version + 1, "root", [current, root])
             new_targets = None
             if role == "targets":
-                self._publication.require_signer("targets", root)
                 signed = copy.deepcopy(self.targets())
                 version = self._published_targets().signed.version + 1
                 new_targets = self._publication.make(signed, version, "targets", [current, root])
@@ -258,11 +257,13 @@ class Repository:
                 raise OperatorError("nothing waits for a signature", where=str(self.metadata.pending), hint=hint)
             before = {keyid for each in (root, targets) if each for keyid in each.signatures}
             roots = self._publication.roots(root)
+            if root and not targets:
+                targets = self._targets_for(root.signed, roots)
             for role, metadata in (("root", root), ("targets", targets)):
                 if metadata:
                     self._publication.sign(role, metadata, roots)
             after = {keyid for each in (root, targets) if each for keyid in each.signatures}
-            if after == before and self.waiting():
+            if after == before and any(each.missing for each in self.waiting()):
                 hint = "name your key with --key; who has signed is listed by `holdfast release show`"
                 raise OperatorError("no key at hand may sign this, or they have signed", hint=hint)
             return self._publication.settle(root, targets)
@@ -314,6 +315,14 @@ class Repository:
             hint = "sign them with `holdfast release sign REPO --key …`, or bring metadata/ back from a copy"
             raise OperatorError("the targets are not signed by enough people", where=str(self.folder), hint=hint)
         return targets
+
+    def _targets_for(self, root: Root, roots: Sequence[Root]) -> Metadata[Targets] | None:
+        """Return new targets where the published ones do not fit a root: its command was interrupted before these."""
+        published = self.metadata.targets()
+        if published and is_signed(root, "targets", published):
+            return None
+        signed = copy.deepcopy(published.signed) if published else Targets()
+        return self._publication.make(signed, published.signed.version + 1 if published else 1, "targets", roots)
 
     def _previous(self, reference: BundleReference) -> Previous:
         targets = self.targets().targets

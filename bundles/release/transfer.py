@@ -114,17 +114,16 @@ def _unpack(sha256: str, known: Mapping[str, Sequence[Form]], blobs_folder: Path
     whole = next((form for form in known.get(sha256, ()) if form.base is None), None)
     if whole is None or not (blobs_folder / whole.sha256).is_file():
         return None
-    if whole.kind == "raw":
-        return blobs_folder / sha256
-    path = folder / sha256
-    if not path.exists():
-        try:
-            with zstd.open(blobs_folder / whole.sha256, "rb") as packed, path.open("wb") as file:
+    source = blobs_folder / whole.sha256
+    path = source if whole.kind == "raw" else folder / sha256
+    try:
+        if not path.exists():
+            with zstd.open(source, "rb") as packed, path.open("wb") as file:
                 shutil.copyfileobj(packed, file)
-        except (zstd.ZstdError, EOFError) as error:
-            raise _damaged(blobs_folder / whole.sha256) from error
-        if sha256_of(path) != sha256:
-            raise _damaged(blobs_folder / whole.sha256)
+    except (zstd.ZstdError, EOFError) as error:
+        raise _damaged(source) from error
+    if sha256_of(path) != sha256:
+        raise _damaged(source)
     return path
 
 

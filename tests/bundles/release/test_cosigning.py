@@ -89,6 +89,7 @@ def test_release_is_published_when_the_second_person_has_signed(running: Machine
     text = "\n".join(changes(bob))
     assert "bundles/tiny/1/manifest.json is new" in text and "release 1: tiny 1" in text and "25 %" in text
     assert bob.sign().written == ("targets 2",)
+    assert not (running.bob / "pending" / "2.targets.json").exists()
     running.send("bob", "server")
     running.open("server").refresh()
     assert judge.channel(running.server).assignments[0].percent == 25
@@ -149,6 +150,34 @@ def test_lost_key_of_one_person_is_replaced_by_the_other_two(running: Machines, 
     running.send("alice", "server")
     running.open("server").refresh()
     judge.updater(running.server)
+
+
+def test_first_signer_cannot_pass_a_change_off_as_published(running: Machines, make_bundle):
+    """Bob is shown differences; what they differ from must have had both signatures."""
+    alice = running.open("alice")
+    alice.add(make_bundle("1"))
+    alice.publish("stable", "tiny")
+    forged = running.alice / "pending" / "2.targets.json"
+    forged.rename(running.alice / "metadata" / "2.targets.json")
+    with pytest.raises(OperatorError, match="not signed by enough people"):
+        alice.publish("stable", "tiny", percent=5)
+    document = running.alice / "metadata" / "2.targets.json"
+    (running.alice / "pending" / "3.targets.json").write_text(
+        document.read_text().replace('"version":2', '"version":3')
+    )
+    running.send("alice", "bob")
+    with pytest.raises(OperatorError, match="not signed by enough people"):
+        changes(running.open("bob"))
+
+
+def test_root_person_without_a_targets_key_can_replace_one(running: Machines, tmp_path: Path):
+    """Roles may be different people: the targets then wait for theirs."""
+    alice = running.open("alice")
+    (running.keys["alice"] / "targets.pem").unlink()
+    old, _ = keys.read_public_key(running.keys["alice"] / "targets.pub")
+    new = keys.generate(tmp_path / "new" / "targets.pem")
+    outcome = alice.change_keys("targets", add=[new], remove=[old.keyid])
+    assert [(each.role, each.missing) for each in outcome.waiting] == [("root", 1), ("targets", 2)]
 
 
 def test_threshold_beyond_the_keys_is_refused(tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent import atomicfile
-from agent.errors import StateError
+from agent.errors import OperatorError, StateError
 from bundles.release.creation import open_repository
 from bundles.release.repository import Repository
 from bundles.release.rotation import replace_key
@@ -119,6 +119,53 @@ def test_crash_at_each_write_of_a_key_rotation_locks_no_device_out(
         broken = copy_of(filled, f"broken-{number}")
         writes.of(lambda broken=broken: replace_key(broken, role, new=tmp_path / "new.pem"), number)
         Judge(filled.folder.with_name(f"device-{number}"), judge._root).channel(broken.folder)
+
+
+def finish(repository: Repository) -> None:
+    """What `show` says to do."""
+    step = repository.outcome().next_step or ""
+    if "release sign" in step:
+        repository.sign()
+    elif "release refresh" in step:
+        repository.refresh()
+
+
+def test_crash_at_each_write_after_a_lost_key_can_be_finished(
+    filled: Repository, writes: Writes, judge: Judge, tmp_path: Path
+):
+    """The old key cannot sign any more, so devices wait for a moment; they are never locked out."""
+    from bundles.release.keys import generate
+
+    judge.updater(filled.folder)
+    generate(tmp_path / "new.pem")
+    (tmp_path / "keys" / "targets.pem").unlink()
+    total = writes.of(lambda: replace_key(copy_of(filled, "whole"), "targets", new=tmp_path / "new.pem"))
+    for number in range(total):
+        broken = copy_of(filled, f"broken-{number}")
+        writes.of(lambda broken=broken: replace_key(broken, "targets", new=tmp_path / "new.pem"), number)
+        writes.fails_at = None
+        repository = open_repository(broken.folder, key_files=[tmp_path / "new.pem"])
+        finish(repository)
+        assert repository.outcome().is_live
+        Judge(filled.folder.with_name(f"device-{number}"), judge._root).channel(broken.folder)
+
+
+def test_crash_at_each_write_of_init_can_be_finished(writes: Writes, tmp_path: Path, clock):
+    """The first minute counts too; the keys that were made stay."""
+    from bundles.release.creation import create
+
+    total = writes.of(lambda: create(tmp_path / "whole", tmp_path / "k", clock=clock))
+    for number in range(total):
+        folder, keys = tmp_path / f"repo-{number}", tmp_path / f"keys-{number}"
+        writes.of(lambda folder=folder, keys=keys: create(folder, keys, clock=clock), number)
+        writes.fails_at = None
+        try:
+            create(folder, keys, clock=clock)
+        except OperatorError as error:
+            if "release show" not in error.hint:
+                raise
+            finish(open_repository(folder, key_folders=[keys], clock=clock))
+        Judge(tmp_path / f"device-{number}", (folder / "metadata" / "1.root.json").read_bytes()).updater(folder)
 
 
 def test_full_disk_at_each_write_is_said_and_changes_nothing_for_devices(

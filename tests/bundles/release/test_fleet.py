@@ -46,13 +46,15 @@ def test_a_row_for_each_model():
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\xff\xfe", b"[1]", b"[" * 50_000, b'{"models": 7}', b'{"models": {"a": 3, "b": {"progress": "x"}}}', b"x" * 70_000],
+    [b"", b"\xff\xfe", b"[1]", b"[" * 50_000, b'{"models": 7}', b'{"models": {"a": 3, "b": {"progress": "x"}}}',
+     b'{"models": {"a": {}}, "x": "' + b"x" * 70_000 + b'"}'],
     ids=["empty", "no text", "list", "deep", "number", "wrong types", "too large"],
 )  # fmt: skip
 def test_hostile_reports_are_shown_as_such(payload: bytes):
     """The broker is not trusted: no report may end the command."""
     for row in rows(gather("holdfast", [retained("box1", "update", payload)])):
         assert row.device == "box1"
+        assert len(payload) < 65_000 or row.detail == "unreadable: update"
 
 
 def test_reports_cannot_move_the_cursor():

@@ -78,6 +78,26 @@ def test_without_online_keys_targets_are_signed_and_the_next_step_is_said(
     judge.read(repository.folder, manifest_path("tiny", "1"))
 
 
+def test_server_refuses_to_make_a_copy_current_that_did_not_arrive_whole(
+    repository: Repository, tmp_path: Path, make_bundle, judge
+):
+    """Devices would be sent for files that are not there."""
+    (tmp_path / "online").rename(tmp_path / "server-keys")
+    repository.add(make_bundle("1"))
+    server = open_repository(repository.folder, key_folders=[tmp_path / "server-keys"])
+    for path in [*(repository.folder / "blobs").iterdir(), *(repository.folder / "targets").rglob("*.json")]:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1])
+        with pytest.raises(OperatorError, match="incomplete|not what was signed"):
+            server.refresh()
+        path.unlink()
+        with pytest.raises(OperatorError, match="incomplete|not what was signed"):
+            server.refresh()
+        path.write_bytes(content)
+    assert judge.updater(repository.folder).get_targetinfo(manifest_path("tiny", "1")) is None
+    assert server.refresh().is_live
+
+
 def test_same_bundle_again_changes_nothing_and_another_under_its_version_is_refused(filled: Repository, make_bundle):
     """What was signed under a version never changes."""
     assert filled.add(make_bundle("1"))[1].written == ()

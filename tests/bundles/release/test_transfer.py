@@ -77,7 +77,8 @@ def test_damaged_base_is_said_and_not_used(make_bundle, tmp_path: Path):
     first = open_bundle(make_bundle("1"))
     before = TransferDocument.model_validate_json(make_transfer(first, [], blobs))
     (whole,) = [form for form in before.blobs[first.manifest.variants[0].model.sha256] if form.base is None]
-    for content in (b"garbage", (blobs / whole.sha256).read_bytes()[:-8]):
+    packed = (blobs / whole.sha256).read_bytes()
+    for content in (b"garbage", packed[:-8], module.zstd.compress(b"another model")):
         (blobs / whole.sha256).write_bytes(content)
         with pytest.raises(OperatorError, match="is damaged"):
             make_transfer(open_bundle(make_bundle("2")), [Previous(first.manifest, before)], blobs)

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.clock import SystemClock
+from bundles.release import forms
 from bundles.release.export import export
+from bundles.release.publication import Publication
 from bundles.release.repository import Repository
 from bundles.release.rotation import replace_key
+from bundles.release.settings import ExpiryDays
 from bundles.release.verification import verify
 
 
@@ -41,7 +45,17 @@ def older_timestamp_over_a_new_root(folder: Path) -> None:
     (folder / "metadata" / "timestamp.json").write_bytes(kept)
 
 
+def other_targets_under_the_same_version(folder: Path) -> None:
+    """Two laptops that did not know of each other."""
+    repository = Repository(folder)
+    signed = repository.metadata.targets().signed
+    signed.targets.pop("bundles/tiny/2/transfer.json")
+    publication = Publication(folder, repository.keyring, ExpiryDays(), SystemClock())
+    repository.metadata.write(publication.make(signed, signed.version, "targets", publication.roots()))
+
+
 DAMAGES = {
+    "two laptops": (other_targets_under_the_same_version, "targets.json.*not what was signed"),
     "no root": (lambda f: shutil.rmtree(f / "metadata"), "is no release repository"),
     "root signature": (
         lambda f: change_json(f / "metadata/1.root.json", lambda d: d["signatures"][0].update(sig="00" * 64)),
@@ -105,12 +119,15 @@ def test_each_damage_is_found(filled: Repository, clock, name: str):
 
 def test_wrong_chunk_hashes_are_found(repository: Repository, clock, make_bundle, monkeypatch):
     """Correctly signed, and no device could ever take a chunk."""
-    from bundles.release import forms
+    from bundles.release import transfer
 
-    monkeypatch.setattr(forms, "chunk_hashes", lambda path, size: ("0" * 64,), raising=False)
+    def make_forms(*arguments):
+        wrong = ("0" * 64,)
+        return tuple(form.model_copy(update={"chunks": wrong}) for form in forms.make_forms(*arguments))
+
+    monkeypatch.setattr(transfer, "make_forms", make_forms)
     repository.add(make_bundle("1"))
-    if "chunk hashes" not in problems(repository.folder, clock):
-        pytest.fail("wrong chunk hashes were not found")
+    assert "the chunk hashes in transfer.json are not those of the file" in problems(repository.folder, clock)
 
 
 def test_expiry_is_a_warning_first_and_then_an_error(filled: Repository, clock):
