@@ -39,6 +39,8 @@ MAX_NOT_THERE = 3
 """Refusals after pieces came: of several servers, one may lag behind."""
 PACED_PIECES = 4
 """A rate limit is kept in steps of so many pieces."""
+MAX_TIMEOUTS = 4
+"""In a row: the connection is taken for half-open, as behind a dead mobile link, long before its keep-alive notices."""
 BUSY_S = 0.5
 LOOK_S = 0.05
 LOOK_AT_STOP_S = 0.2
@@ -124,10 +126,11 @@ class Transfer:
         """Pieces that the rate limit holds back."""
         self._ask_after_s = self._look_after_s = self._window_began_s = clock.monotonic()
         self._window_bytes = 0
+        self._heard_s = float("-inf")
         self.received_bytes = 0
         """Of pieces that were needed."""
         self.peak_held_bytes = 0
-        self._wrong = self._not_there = 0
+        self._wrong = self._not_there = self._timeouts = 0
 
     def run(self, session: Session) -> None:
         """Go on until every chunk was taken.
@@ -152,6 +155,7 @@ class Transfer:
     def _begin(self, session: Session) -> None:
         """Take up a new connection: what was on its way over the old one is asked for again."""
         self._window = Window()
+        self._timeouts = 0
         again = [*self._requests.give_up_all(), *self._planned]
         self._planned = ()
         fits = PIECE_BYTES
@@ -240,8 +244,15 @@ class Transfer:
             )
         self._check_patience(now_s)
         if late := self._requests.overdue(now_s, self._window.timeout_s):
-            self._window.timed_out()
             self._again(late)
+            if now_s - self._heard_s < self._window.timeout_s:  # one of several servers is gone, not the path
+                self._window.lost(now_s)
+                return
+            self._window.timed_out()
+            self._timeouts += 1
+            if self._timeouts >= MAX_TIMEOUTS:
+                session.abort()
+                raise LostConnectionError("nothing comes any more", where=self._path)
             if not self.received_bytes and self._piece_bytes > SMALLEST_GUESS_BYTES:
                 # Over MQTT 3.1.1 nobody says that a message was too large: it just never comes (compare RFC 8899).
                 self._use_pieces_of(max(SMALLEST_GUESS_BYTES, self._piece_bytes // 4))
@@ -290,6 +301,7 @@ class Transfer:
         assert self._assembly is not None and self.chunks is not None
         now_s = self._clock.monotonic()
         self._window.arrived(now_s - sent_s, now_s)
+        self._timeouts, self._heard_s = 0, now_s
         if lost := self._requests.arrived(reply.index, now_s):
             self._window.lost(now_s)
             self._again(lost)
