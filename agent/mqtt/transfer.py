@@ -14,7 +14,6 @@ from agent.clock import Clock
 from agent.errors import NotThereError, StoppedError, UnavailableError, WrongContentError
 from agent.mqtt.assembly import Assembly, Chunks
 from agent.mqtt.pieces import (
-    MAX_WANTED,
     MIN_PIECE_BYTES,
     PieceError,
     Reply,
@@ -34,6 +33,8 @@ SMALLEST_GUESS_BYTES = 1 << 10
 """Where nobody says how large a message may be, smaller pieces are tried down to this."""
 MAX_HELD_BYTES = 8 << 20
 """Pieces on their way and chunks that wait for pieces, together."""
+REQUESTS_IN_WINDOW = 4
+"""Each may reach another server: one that died takes a share of the window with it, not all of it."""
 MAX_WRONG = 8
 MAX_NOT_THERE = 3
 """Refusals after pieces came: of several servers, one may lag behind."""
@@ -143,7 +144,8 @@ class Transfer:
         while not (self._assembly and self._assembly.is_complete):
             now_s = self._clock.monotonic()
             self._check(session, now_s)
-            self._ask(session, now_s)
+            while self._ask(session, now_s):
+                pass
             try:
                 message = self._inbox.get(timeout=self._wait_s(now_s))
             except queue.Empty:
@@ -181,13 +183,13 @@ class Transfer:
             self._assembly = Assembly(self.chunks, piece_bytes)
         return True
 
-    def _ask(self, session: Session, now_s: float) -> None:
-        """Send one request where there is room in the window for enough pieces to be worth one."""
+    def _ask(self, session: Session, now_s: float) -> bool:
+        """Send one request where there is room in the window for enough pieces to be worth one; return whether."""
         if now_s < self._ask_after_s:
-            return
+            return False
         pieces = self._planned or self._choose()
         if not pieces:
-            return
+            return False
         if (
             self._pace is not None
             and not self._planned
@@ -196,26 +198,26 @@ class Transfer:
             self._planned = pieces
             self._ask_after_s = now_s + delay_s
             self._window_began_s += delay_s
-            return
+            return False
         self._planned = ()
         number = self._requests.add(pieces, now_s)
         request = encode_request(Request(number, self._path, self._piece_bytes, pieces))
         session.publish(self._topics.fetch_request, request, qos=0, retain=False, content_type=None)
+        return True
 
     def _choose(self) -> tuple[int, ...]:
         on_their_way = self._requests.on_their_way
         if self._assembly is None:
             return () if on_their_way else (0,)
         size = self._window.size
-        free = size - len(on_their_way)
-        if free <= 0 or (on_their_way and free < size // 4):
+        share = max(1, size // REQUESTS_IN_WINDOW)
+        if size - len(on_their_way) < share:
             return ()
         held_bytes = len(on_their_way) * self._piece_bytes + self._assembly.held_bytes
         self.peak_held_bytes = max(self.peak_held_bytes, held_bytes)
-        if held_bytes > MAX_HELD_BYTES // 2:
-            free = 0 if on_their_way else PACED_PIECES
-        most = MAX_WANTED if self._pace is None else PACED_PIECES
-        return self._assembly.next_pieces(min(free, most), on_their_way)
+        if held_bytes > MAX_HELD_BYTES // 2 and on_their_way:
+            return ()
+        return self._assembly.next_pieces(share if self._pace is None else min(share, PACED_PIECES), on_their_way)
 
     @property
     def _piece_bytes(self) -> int:
