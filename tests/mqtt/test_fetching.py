@@ -569,8 +569,16 @@ def test_endless_answers_that_are_none_end_as_silence(
 def test_slow_drip_is_given_up(make_broker: MakeBroker, make_transport: Any, lie: Any) -> None:
     """One good piece now and then, for ever, would keep a device from its other transports."""
     content = content_of(100 * PIECE)
+    answered_s = [0.0]
+
+    def answer(request: Request) -> list[Reply]:
+        if time.monotonic() - answered_s[0] < 0.3:
+            return []
+        answered_s[0] = time.monotonic()
+        return honest(content, request)[:1]
+
     with make_broker() as broker:
-        lie(broker, lambda request: honest(content, request)[:1])
+        lie(broker, answer)
         chunks = MemoryChunks(content)
         with pytest.raises(UnavailableError, match="too slow"):
             make_transport(broker, patience=replace(QUICK, window_bytes=4 << 20)).fetch("blobs/a", chunks, never())
