@@ -119,9 +119,10 @@ class FaultyLink(ServiceThread):
             self._reset(writer)
             return
         self._writers.add(far_writer)
-        await asyncio.gather(
-            self._pump("up", reader, far_writer), self._pump("down", far_reader, writer), return_exceptions=True
-        )
+        with contextlib.suppress(asyncio.CancelledError):  # asyncio's server would print it
+            await asyncio.gather(
+                self._pump("up", reader, far_writer), self._pump("down", far_reader, writer), return_exceptions=True
+            )
         for end in (writer, far_writer):
             self._writers.discard(end)
             end.close()
@@ -137,6 +138,8 @@ class FaultyLink(ServiceThread):
                     await queue.put((loop.time() + self._directions[name].latency_s, data))
             await queue.put((loop.time() + self._directions[name].latency_s, b""))
             await delivering
+        except OSError:
+            self._reset(writer)  # an end that died passes on as a reset, or the other one would wait for ever
         finally:
             delivering.cancel()
 

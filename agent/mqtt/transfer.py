@@ -14,7 +14,6 @@ from agent.clock import Clock
 from agent.errors import NotThereError, StoppedError, UnavailableError, WrongContentError
 from agent.mqtt.assembly import Assembly, Chunks
 from agent.mqtt.pieces import (
-    MAX_WANTED,
     MIN_PIECE_BYTES,
     PieceError,
     Reply,
@@ -34,11 +33,15 @@ SMALLEST_GUESS_BYTES = 1 << 10
 """Where nobody says how large a message may be, smaller pieces are tried down to this."""
 MAX_HELD_BYTES = 8 << 20
 """Pieces on their way and chunks that wait for pieces, together."""
+REQUESTS_IN_WINDOW = 4
+"""Each may reach another server: one that died takes a share of the window with it, not all of it."""
 MAX_WRONG = 8
 MAX_NOT_THERE = 3
 """Refusals after pieces came: of several servers, one may lag behind."""
 PACED_PIECES = 4
 """A rate limit is kept in steps of so many pieces."""
+MAX_TIMEOUTS = 4
+"""In a row: the connection is taken for half-open, as behind a dead mobile link, long before its keep-alive notices."""
 BUSY_S = 0.5
 LOOK_S = 0.05
 LOOK_AT_STOP_S = 0.2
@@ -124,10 +127,11 @@ class Transfer:
         """Pieces that the rate limit holds back."""
         self._ask_after_s = self._look_after_s = self._window_began_s = clock.monotonic()
         self._window_bytes = 0
+        self._heard_s = float("-inf")
         self.received_bytes = 0
         """Of pieces that were needed."""
         self.peak_held_bytes = 0
-        self._wrong = self._not_there = 0
+        self._wrong = self._not_there = self._timeouts = 0
 
     def run(self, session: Session) -> None:
         """Go on until every chunk was taken.
@@ -140,7 +144,8 @@ class Transfer:
         while not (self._assembly and self._assembly.is_complete):
             now_s = self._clock.monotonic()
             self._check(session, now_s)
-            self._ask(session, now_s)
+            while self._ask(session, now_s):
+                pass
             try:
                 message = self._inbox.get(timeout=self._wait_s(now_s))
             except queue.Empty:
@@ -152,6 +157,7 @@ class Transfer:
     def _begin(self, session: Session) -> None:
         """Take up a new connection: what was on its way over the old one is asked for again."""
         self._window = Window()
+        self._timeouts = 0
         again = [*self._requests.give_up_all(), *self._planned]
         self._planned = ()
         fits = PIECE_BYTES
@@ -177,13 +183,13 @@ class Transfer:
             self._assembly = Assembly(self.chunks, piece_bytes)
         return True
 
-    def _ask(self, session: Session, now_s: float) -> None:
-        """Send one request where there is room in the window for enough pieces to be worth one."""
+    def _ask(self, session: Session, now_s: float) -> bool:
+        """Send one request where there is room in the window for enough pieces to be worth one; return whether."""
         if now_s < self._ask_after_s:
-            return
+            return False
         pieces = self._planned or self._choose()
         if not pieces:
-            return
+            return False
         if (
             self._pace is not None
             and not self._planned
@@ -192,26 +198,26 @@ class Transfer:
             self._planned = pieces
             self._ask_after_s = now_s + delay_s
             self._window_began_s += delay_s
-            return
+            return False
         self._planned = ()
         number = self._requests.add(pieces, now_s)
         request = encode_request(Request(number, self._path, self._piece_bytes, pieces))
         session.publish(self._topics.fetch_request, request, qos=0, retain=False, content_type=None)
+        return True
 
     def _choose(self) -> tuple[int, ...]:
         on_their_way = self._requests.on_their_way
         if self._assembly is None:
             return () if on_their_way else (0,)
         size = self._window.size
-        free = size - len(on_their_way)
-        if free <= 0 or (on_their_way and free < size // 4):
+        share = max(1, size // REQUESTS_IN_WINDOW)
+        if size - len(on_their_way) < share:
             return ()
         held_bytes = len(on_their_way) * self._piece_bytes + self._assembly.held_bytes
         self.peak_held_bytes = max(self.peak_held_bytes, held_bytes)
-        if held_bytes > MAX_HELD_BYTES // 2:
-            free = 0 if on_their_way else PACED_PIECES
-        most = MAX_WANTED if self._pace is None else PACED_PIECES
-        return self._assembly.next_pieces(min(free, most), on_their_way)
+        if held_bytes > MAX_HELD_BYTES // 2 and on_their_way:
+            return ()
+        return self._assembly.next_pieces(share if self._pace is None else min(share, PACED_PIECES), on_their_way)
 
     @property
     def _piece_bytes(self) -> int:
@@ -240,8 +246,15 @@ class Transfer:
             )
         self._check_patience(now_s)
         if late := self._requests.overdue(now_s, self._window.timeout_s):
-            self._window.timed_out()
             self._again(late)
+            if now_s - self._heard_s < self._window.timeout_s:  # one of several servers is gone, not the path
+                self._window.lost(now_s)
+                return
+            self._window.timed_out()
+            self._timeouts += 1
+            if self._timeouts >= MAX_TIMEOUTS:
+                session.abort()
+                raise LostConnectionError("nothing comes any more", where=self._path)
             if not self.received_bytes and self._piece_bytes > SMALLEST_GUESS_BYTES:
                 # Over MQTT 3.1.1 nobody says that a message was too large: it just never comes (compare RFC 8899).
                 self._use_pieces_of(max(SMALLEST_GUESS_BYTES, self._piece_bytes // 4))
@@ -290,6 +303,7 @@ class Transfer:
         assert self._assembly is not None and self.chunks is not None
         now_s = self._clock.monotonic()
         self._window.arrived(now_s - sent_s, now_s)
+        self._timeouts, self._heard_s = 0, now_s
         if lost := self._requests.arrived(reply.index, now_s):
             self._window.lost(now_s)
             self._again(lost)

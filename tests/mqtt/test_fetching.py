@@ -362,6 +362,26 @@ def test_broker_that_restarts_in_the_middle_is_only_a_delay(
         assert chunks.is_whole
 
 
+def test_dead_line_is_left_before_the_keepalive_notices(
+    make_broker: MakeBroker, serve: Any, make_transport: Any, repository: Path
+) -> None:
+    """Behind a dead mobile link a connection stays open and mute; the keep-alive would take 45 s to see it."""
+    content = content_of(10_000_000)
+    path = put(repository, content)
+    with make_broker() as broker, FaultyLink(broker.host, broker.port) as line:
+        serve(broker)
+        line.set("down", rate_bytes_s=10_000_000)
+        chunks = MemoryChunks(content)
+        fetching = threading.Thread(target=make_transport(line).fetch, args=(path, chunks, never()))
+        fetching.start()
+        chunks.took.wait(20)
+        line.partition()
+        wait_until(lambda: line.connections == 2)
+        line.heal()
+        fetching.join(60)
+        assert chunks.is_whole
+
+
 def test_line_that_never_comes_back_ends_the_call(
     make_broker: MakeBroker, serve: Any, make_transport: Any, repository: Path
 ) -> None:
@@ -549,11 +569,19 @@ def test_endless_answers_that_are_none_end_as_silence(
 def test_slow_drip_is_given_up(make_broker: MakeBroker, make_transport: Any, lie: Any) -> None:
     """One good piece now and then, for ever, would keep a device from its other transports."""
     content = content_of(100 * PIECE)
+    answered_s = [0.0]
+
+    def answer(request: Request) -> list[Reply]:
+        if time.monotonic() - answered_s[0] < 0.3:
+            return []
+        answered_s[0] = time.monotonic()
+        return honest(content, request)[:1]
+
     with make_broker() as broker:
-        lie(broker, lambda request: honest(content, request)[:1])
+        lie(broker, answer)
         chunks = MemoryChunks(content)
         with pytest.raises(UnavailableError, match="too slow"):
-            make_transport(broker, patience=QUICK).fetch("blobs/a", chunks, never())
+            make_transport(broker, patience=replace(QUICK, window_bytes=4 << 20)).fetch("blobs/a", chunks, never())
         assert chunks.taken
 
 
