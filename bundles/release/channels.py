@@ -154,7 +154,7 @@ def _newest(document: ChannelDocument, version: str | None) -> Assignment:
 
 
 def _document(channel: str, release: int, issued: datetime, assignments: Sequence[Assignment]) -> ChannelDocument:
-    kept = _reachable(assignments, issued)
+    kept = _reachable(assignments)
     if len(kept) > 64:
         hint = "promote an older release to 100 % first"
         raise OperatorError("would assign more than 64 releases at once", where=channel, hint=hint)
@@ -162,18 +162,17 @@ def _document(channel: str, release: int, issued: datetime, assignments: Sequenc
         return ChannelDocument(channel=channel, release=release, issued=issued, assignments=kept)
 
 
-def _reachable(assignments: Sequence[Assignment], now: datetime) -> tuple[Assignment, ...]:
+def _reachable(assignments: Sequence[Assignment]) -> tuple[Assignment, ...]:
     """Drop each assignment that no device can get, since a newer one selects all of its devices."""
     kept: list[Assignment] = []
     for each in assignments:
-        if not kept or (each.percent > 0 and not any(_covers(newer, each, now) for newer in kept)):
+        if not kept or (each.percent > 0 and not any(_covers(newer, each) for newer in kept)):
             kept.append(each)
     return tuple(kept)
 
 
-def _covers(newer: Assignment, older: Assignment, now: datetime) -> bool:
-    if newer.not_before is not None and newer.not_before > now:
-        return False  # until then the older one is what a device that comes new should have
+def _covers(newer: Assignment, older: Assignment) -> bool:
+    """Whether whoever the older one selects is selected by the newer one first; times gate when, never which."""
     is_wider = not newer.groups or (bool(older.groups) and set(older.groups) <= set(newer.groups))
     has_all = newer.percent == 100 or (newer.seed == older.seed and newer.percent >= older.percent)
     return is_wider and has_all

@@ -5,35 +5,34 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.cli.output import print_json, print_table
 from agent.errors import OperatorError
 from bundles.release import broker
+from bundles.release.commandline import (
+    Channel,
+    Json,
+    Key,
+    Keys,
+    OnlineKeys,
+    Percent,
+    Repo,
+    new_passphrase,
+    open_with,
+    print_outcome,
+    print_release,
+    role_of,
+)
+from bundles.release.keycommands import change_keys, key_app, rotate_key
 
 if TYPE_CHECKING:
-    from agent.update.documents import ChannelDocument
     from bundles.release.metadata import RoleName
-    from bundles.release.publication import Outcome
-    from bundles.release.repository import Repository
 
 app = typer.Typer(help="Sign releases and bring them to devices.", no_args_is_help=True)
-key_app = typer.Typer(help="Make keys, and bring those of an HSM or a cloud's key service.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
-
-Repo = Annotated[Path, typer.Argument(metavar="REPO", help="The repository's folder.")]
-Channel = Annotated[str, typer.Option("--channel", help="The channel.")]
-Keys = Annotated[
-    list[Path] | None, typer.Option("--keys", help="A folder of keys, beside those that the repository remembers.")
-]
-Key = Annotated[list[Path] | None, typer.Option("--key", help="A key file (.pem or .pub) to sign with.")]
-OnlineKeys = Annotated[
-    Path | None, typer.Option("--online-keys", help="The folder of snapshot's and timestamp's keys.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Percent = Annotated[int, typer.Option("--percent", min=0, max=100, help="The share of devices.")]
 
 
 @app.command()
@@ -72,17 +71,17 @@ def init(
         thresholds=counts,
         public_keys=others,
         expires_days=ExpiryDays.model_validate(days),
-        passphrase=_passphrase() if encrypt else None,
+        passphrase=new_passphrase() if encrypt else None,
     )
     versions = repository.metadata.versions("root")
     root = repository.metadata.published / f"{versions[-1]}.root.json" if versions else None
     if as_json:
-        _print_outcome(outcome, as_json=True, root=str(root) if root else None)
+        print_outcome(outcome, as_json=True, root=str(root) if root else None)
         return
     typer.echo(f"{repo}: keys in {keys}" + (f" (offline) and {online_keys} (for the server)" if online_keys else ""))
     if root:
         typer.echo(f"put {root} on each device, as the file that `update.root` names")
-    _print_outcome(outcome, as_json=False)
+    print_outcome(outcome, as_json=False)
 
 
 @app.command()
@@ -96,11 +95,11 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Take a built bundle into the repository. No device gets it before `publish`."""
-    reference, outcome = _open(repo, keys, key, online_keys).add(bundle)
+    reference, outcome = open_with(repo, keys, key, online_keys).add(bundle)
     if not as_json:
         verb = "added" if outcome.written else "is there already, nothing to do:"
         typer.echo(f"{verb} {reference.name} {reference.version}, manifest {reference.manifest_sha256}")
-    _print_outcome(outcome, as_json=as_json, bundle=reference.model_dump(mode="json"))
+    print_outcome(outcome, as_json=as_json, bundle=reference.model_dump(mode="json"))
 
 
 @app.command()
@@ -127,7 +126,7 @@ def publish(
     """Assign a bundle to a share of a channel's devices."""
     from bundles.release.overrides import read_overrides
 
-    document, outcome = _open(repo, keys, key, online_keys).publish(
+    document, outcome = open_with(repo, keys, key, online_keys).publish(
         channel,
         bundle,
         version,
@@ -137,7 +136,7 @@ def publish(
         window=window,
         pipelines=read_overrides(set_) if set_ else None,
     )
-    _print_release(document, outcome, as_json=as_json)
+    print_release(document, outcome, as_json=as_json)
 
 
 @app.command()
@@ -153,8 +152,8 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Give the newest release to more devices; who has it keeps it."""
-    document, outcome = _open(repo, keys, key, online_keys).promote(channel, percent, version)
-    _print_release(document, outcome, as_json=as_json)
+    document, outcome = open_with(repo, keys, key, online_keys).promote(channel, percent, version)
+    print_release(document, outcome, as_json=as_json)
 
 
 @app.command()
@@ -171,8 +170,8 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Give an older version back to the devices that were given the newest one."""
-    document, outcome = _open(repo, keys, key, online_keys).rollback(channel, to, reason, from_version=from_version)
-    _print_release(document, outcome, as_json=as_json)
+    document, outcome = open_with(repo, keys, key, online_keys).rollback(channel, to, reason, from_version=from_version)
+    print_release(document, outcome, as_json=as_json)
 
 
 @app.command()
@@ -181,7 +180,7 @@ def show(repo: Repo, *, as_json: Json = False) -> None:
     from bundles.release.cosigning import changes, describe
     from bundles.release.overview import overview
 
-    repository = _open(repo)
+    repository = open_with(repo)
     view = overview(repository)
     if as_json:
         print_json({**asdict(view), "channels": [each.model_dump(mode="json") for each in view.channels]})
@@ -206,7 +205,7 @@ def show(repo: Repo, *, as_json: Json = False) -> None:
     typer.echo("\nbundles: " + (", ".join(view.bundles) or "none yet"))
     for line in changes(repository):
         typer.echo(f"pending: {line}")
-    _print_outcome(view.outcome, as_json=False)
+    print_outcome(view.outcome, as_json=False)
 
 
 @app.command()
@@ -240,65 +239,6 @@ def status(
     print_table(columns, [tuple(asdict(row).values()) for row in rows(devices)])
 
 
-@app.command("rotate-key")
-def rotate_key(
-    repo: Repo,
-    role: Annotated[str, typer.Argument(help="root, targets, snapshot or timestamp.")],
-    *,
-    old: Annotated[
-        str | None, typer.Option("--old", help="The key's id (or its beginning), where there are several.")
-    ] = None,
-    new: Annotated[
-        Path | None,
-        typer.Option("--new", help="The new key: a .pub file, or a .pem to make. [default: beside the old one]"),
-    ] = None,
-    keys: Keys = None,
-    key: Key = None,
-    online_keys: OnlineKeys = None,
-    as_json: Json = False,
-) -> None:
-    """Replace one key of a role, by a new root. Devices follow by themselves."""
-    from bundles.release.rotation import replace_key
-
-    repository = _open(repo, keys, key, online_keys)
-    replaced = replace_key(repository, _role("ROLE", role), old, new)
-    if not as_json:
-        typer.echo(f"{role}: {replaced.new_keyid} replaces {replaced.old_keyid}")
-        typer.echo("keep the old private key until every step below is done, then destroy it")
-    values = {"old": replaced.old_keyid, "new": replaced.new_keyid}
-    _print_outcome(replaced.outcome, as_json=as_json, **values)
-
-
-@app.command("change-keys")
-def change_keys(
-    repo: Repo,
-    role: Annotated[str, typer.Argument(help="root, targets, snapshot or timestamp.")],
-    *,
-    add_: Annotated[list[Path] | None, typer.Option("--add", help="A public key file; may be repeated.")] = None,
-    remove: Annotated[list[str] | None, typer.Option("--remove", help="A key's id; may be repeated.")] = None,
-    threshold: Annotated[int | None, typer.Option("--threshold", min=1, help="How many must sign.")] = None,
-    keys: Keys = None,
-    key: Key = None,
-    online_keys: OnlineKeys = None,
-    as_json: Json = False,
-) -> None:
-    """Let more or fewer people sign for a role, or ask for more of them."""
-    from bundles.release.keys import read_public_key
-    from bundles.release.rotation import find_key
-
-    if not (add_ or remove or threshold):
-        raise OperatorError("nothing would change", hint="say --add FILE, --remove KEYID or --threshold N")
-    repository = _open(repo, keys, key, online_keys)
-    name = _role("ROLE", role)
-    outcome = repository.change_keys(
-        name,
-        add=[read_public_key(path)[0] for path in add_ or ()],
-        remove=[find_key(repository, name, word) for word in remove or ()],
-        threshold=threshold,
-    )
-    _print_outcome(outcome, as_json=as_json)
-
-
 @app.command()
 def sign(
     repo: Repo,
@@ -312,13 +252,13 @@ def sign(
     """Show what waits for signatures, and sign it."""
     from bundles.release.cosigning import changes
 
-    repository = _open(repo, keys, key, online_keys)
+    repository = open_with(repo, keys, key, online_keys)
     lines = changes(repository)
     for line in lines:
         typer.echo(line, err=as_json)
     if lines and not yes and not typer.confirm("Sign this?", err=as_json):
         raise OperatorError("nothing was signed", hint="ask whoever made the change")
-    _print_outcome(repository.sign(), as_json=as_json)
+    print_outcome(repository.sign(), as_json=as_json)
 
 
 @app.command()
@@ -333,7 +273,7 @@ def refresh(
     as_json: Json = False,
 ) -> None:
     """Make what is signed current, with the online keys only: on the serving side."""
-    _print_outcome(_open(repo, None, None, online_keys).refresh(valid_days, only_if_due=if_due), as_json=as_json)
+    print_outcome(open_with(repo, None, None, online_keys).refresh(valid_days, only_if_due=if_due), as_json=as_json)
 
 
 @app.command()
@@ -405,12 +345,12 @@ def serve(
     settings = broker.settings(
         host, port=port, user=user, password_env=password_env, ca=ca, cert=cert, key=tls_key, prefix=prefix
     )
-    repository = _open(repo, None, None, online_keys)
+    repository = open_with(repo, None, None, online_keys)
     if online_keys:
-        _print_outcome(repository.refresh(only_if_due=True), as_json=False)
+        print_outcome(repository.refresh(only_if_due=True), as_json=False)
 
     def refresh_if_due() -> None:
-        _open(repo, None, None, online_keys).refresh(only_if_due=True)
+        open_with(repo, None, None, online_keys).refresh(only_if_due=True)
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -423,91 +363,15 @@ def serve(
     typer.echo(f"served {served.pieces} pieces, {served.piece_bytes / 1e6:.1f} MB", err=True)
 
 
-@key_app.command("new")
-def key_new(
-    file: Annotated[Path, typer.Argument(help="Where: FILE.pem, and FILE.pub beside it.")],
-    *,
-    encrypt: Annotated[bool, typer.Option("--encrypt", help="Encrypt it with HOLDFAST_KEY_PASSPHRASE.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Make an Ed25519 key. Give others the .pub file only."""
-    from bundles.release.keys import generate
-
-    path = file.with_suffix(".pem")
-    made = generate(path, _passphrase() if encrypt else None)
-    public = path.with_suffix(".pub")
-    if as_json:
-        print_json({"keyid": made.keyid, "private": str(path), "public": str(public)})
-    else:
-        typer.echo(f"{made.keyid}: {path} (private, stays here) and {public} (for others)")
-
-
-@key_app.command("import")
-def key_import(
-    uri: Annotated[str, typer.Argument(help="hsm:, awskms:KEY, gcpkms:KEY, azurekms:VAULT/KEY or hv:NAME.")],
-    file: Annotated[Path, typer.Argument(help="The .pub file to write.")],
-    *,
-    as_json: Json = False,
-) -> None:
-    """Bring the public key of an HSM or a cloud's key service."""
-    from bundles.release.keys import import_key, write_public_key
-
-    signer_uri, key = import_key(uri)
-    public = file.with_suffix(".pub")
-    write_public_key(public, key, signer_uri)
-    if as_json:
-        print_json({"keyid": key.keyid, "uri": signer_uri, "public": str(public)})
-    else:
-        typer.echo(f"{key.keyid}: {public}, signed with by {signer_uri}")
-
-
-def _open(
-    repo: Path, keys: list[Path] | None = None, key: list[Path] | None = None, online_keys: Path | None = None
-) -> Repository:
-    from bundles.release.creation import open_repository
-
-    folders = [*(keys or ()), *([online_keys] if online_keys else ())]
-    return open_repository(repo, key_folders=folders, key_files=key or ())
-
-
-def _print_release(document: ChannelDocument, outcome: Outcome, *, as_json: bool) -> None:
-    from bundles.release.cosigning import describe
-
-    if not as_json:
-        typer.echo(f"channel {document.channel}, release {document.release}")
-        for assignment in document.assignments:
-            typer.echo(f"  {describe(assignment)}")
-    _print_outcome(outcome, as_json=as_json, channel=document.model_dump(mode="json", exclude_none=True))
-
-
-def _print_outcome(outcome: Outcome, *, as_json: bool, **more: Any) -> None:  # noqa: ANN401  what belongs to it
-    if as_json:
-        print_json({**more, **asdict(outcome)})
-        return
-    if outcome.written:
-        typer.echo(f"signed: {', '.join(outcome.written)}")
-    for each in outcome.waiting:
-        typer.echo(f"{each.role} {each.version} waits for {each.missing} more signature(s)")
-    if outcome.next_step:
-        typer.echo(f"next: {outcome.next_step}")
-    elif outcome.written:
-        typer.echo("devices see it now")
+app.command("rotate-key")(rotate_key)
+app.command("change-keys")(change_keys)
 
 
 def _pair(option: str, text: str) -> tuple[RoleName, str]:
     name, separator, value = text.partition("=")
     if not separator or not value:
         raise OperatorError(f"{option} {text}: expected ROLE=…", hint=f"for example {option} targets=…")
-    return _role(option, name), value
-
-
-def _role(option: str, name: str) -> RoleName:
-    from bundles.release.metadata import ROLES
-
-    for role in ROLES:
-        if role == name:
-            return role
-    raise OperatorError(f"{option}: there is no role `{name}`", hint=f"known: {', '.join(ROLES)}")
+    return role_of(option, name), value
 
 
 def _count(text: str) -> int:
@@ -537,13 +401,3 @@ def _moment(text: str | None) -> datetime | None:
     if moment.tzinfo is None:
         raise OperatorError(f"--not-before: `{text}` has no time zone", hint=hint)
     return moment
-
-
-def _passphrase() -> str:
-    import os
-
-    from bundles.release.keys import PASSPHRASE
-
-    if not (found := os.environ.get(PASSPHRASE)):
-        raise OperatorError(f"--encrypt: {PASSPHRASE} is not set", hint="put the passphrase there")
-    return found

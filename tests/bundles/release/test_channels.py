@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -76,12 +76,6 @@ def test_rollback_of_a_full_release_leaves_one_assignment():
     """And the number rises."""
     document = channels.rollback(publish(publish(None, "1"), "2"), bundle("1"), "why", issued=NOW)
     assert versions(document) == ["1"] and document.release == 3
-
-
-def test_older_one_stays_until_the_newer_may_be_taken():
-    """A device that comes new must have something to run until then."""
-    document = publish(publish(None, "1"), "2", not_before=NOW + timedelta(days=1))
-    assert versions(document) == ["2", "1"]
 
 
 def test_limits_of_devices_hold_before_anything_is_signed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -118,3 +119,16 @@ def test_public_key_file_is_plain_tuf(tmp_path: Path):
     public = keys.generate(tmp_path / "root.pem")
     document = json.loads((tmp_path / "root.pub").read_text())
     assert document["keyid"] == public.keyid and document["keytype"] == document["scheme"] == "ed25519"
+
+
+@pytest.mark.parametrize("algorithm", ["ed25519", "EC"])
+def test_key_that_openssl_made_is_taken(tmp_path: Path, need_tool, algorithm: str):
+    """Whoever has keys already keeps them; ECDSA is what HSMs give."""
+    more = ["-pkeyopt", "ec_paramgen_curve:P-256"] if algorithm == "EC" else []
+    (tmp_path / "keys").mkdir()
+    private = tmp_path / "keys" / "root.pem"
+    subprocess.run([need_tool("openssl"), "genpkey", "-algorithm", algorithm, *more, "-out", private], check=True)
+    content = private.read_bytes()
+    repository, outcome = create(tmp_path / "repo", tmp_path / "keys")
+    assert outcome.is_live and private.read_bytes() == content
+    assert repository.root().roles["root"].keyids == [keys.read_public_key(private)[0].keyid]

@@ -12,7 +12,7 @@ from agent.mqtt.subscriber import Subscriber
 from bundles.release.creation import create, open_repository
 from bundles.release.settings import ExpiryDays
 from simulator.broker import Mosquitto
-from simulator.certificates import make_certificates
+from simulator.certificates import Certificates
 
 COMMAND = [sys.executable, "-c", "from bundles.release.cli import app; app()", "serve"]
 
@@ -20,14 +20,15 @@ COMMAND = [sys.executable, "-c", "from bundles.release.cli import app; app()", "
 def test_serve_with_tls_says_what_is_new_and_leaves_when_asked(tmp_path: Path, need_tool):
     """With a client certificate, and with the online keys only: the others are not on this machine."""
     need_tool("mosquitto")
-    certificates = make_certificates(tmp_path / "tls", clients=("server", "fleet"))
+    certificates = Certificates(tmp_path / "tls")
+    ours, guest = certificates.issue("server-1"), certificates.issue("fleet")
     create(tmp_path / "repo", tmp_path / "keys", tmp_path / "online", expires_days=ExpiryDays(timestamp=7))
     (tmp_path / "keys").rename(tmp_path / "keys-on-the-laptop")
     with Mosquitto(tmp_path / "broker", certificates=certificates) as broker:
-        tls = TlsSettings(ca=certificates.ca, cert=certificates.clients["fleet"].cert, key=certificates.clients["fleet"].key)
+        tls = TlsSettings(ca=certificates.ca, cert=guest.cert, key=guest.key)
         settings = MqttSettings(host="localhost", port=broker.port, tls=tls)
         words = ["--host", "localhost", "--port", broker.port, "--ca", certificates.ca, "--prefix", "holdfast",
-                 "--cert", certificates.clients["server"].cert, "--key", certificates.clients["server"].key,
+                 "--cert", ours.cert, "--key", ours.key,
                  "--online-keys", tmp_path / "online"]  # fmt: skip
         server = subprocess.Popen([*COMMAND, str(tmp_path / "repo"), *map(str, words)], stderr=subprocess.PIPE)
         try:
