@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ SETTLE_S = 1.0
 LOOK_S = 0.005
 CPU_PROVIDER = "CPUExecutionProvider"
 NICENESS = 10
-"""Of the loading thread. On one contended core a camera of 30 fps lost half as many frames, and loading took twice as long."""
+"""On one contended core a camera of 30 fps lost half as many frames while a large model was loaded, which took twice as long."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,8 +61,23 @@ class Pipeline:
     """Payloads that were lost because the inbox was full."""
 
 
+def load_standing_back(job: Job, clock: Clock) -> Loaded:
+    """Load a job in a thread that lets the running pipelines go first, as far as that harms nobody.
+
+    A session with threads of its own would leave them behind with the niceness of the thread that made it. Changing over and
+    freeing the old session hold the interpreter, which a thread that stands back must not do for long.
+
+    Raises:
+        HoldfastError: as `load`.
+    """
+    if job.candidate.provider != CPU_PROVIDER or job.candidate.threads != 1:
+        return load(job, clock)
+    with ThreadPoolExecutor(1, "load", stand_back) as pool:
+        return pool.submit(load, job, clock).result()
+
+
 def stand_back() -> None:
-    """Let the running pipelines go first where cores are scarce. On Linux only: elsewhere niceness is the process's."""
+    """Lower this thread's priority. On Linux only: elsewhere niceness is the process's."""
     if sys.platform.startswith("linux"):
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
@@ -121,8 +137,6 @@ class Switch:
             threading.Thread(target=self._run, args=asked, name="switch", daemon=True).start()
 
     def _run(self, number: int, job: Job) -> None:
-        if job.candidate.provider == CPU_PROVIDER and job.candidate.threads == 1:
-            stand_back()  # else the threads that the session makes would stand back with this one, for ever
         answer = self._attempt(job)
         if answer is not None:
             self._say({**answer, "number": number})
@@ -145,7 +159,7 @@ class Switch:
         loops = [pipeline.loop for pipeline in self._pipelines.values()]
         for loop in loops:
             loop.longest_gap_s = 0.0
-        loaded = load(job, self._clock)
+        loaded = load_standing_back(job, self._clock)
         manifest, session = loaded.bundle.manifest, loaded.model.session
         if wants_other_samples(self._manifest, manifest):
             raise NeedsRestartError("the new bundle wants windows of another kind")

@@ -107,16 +107,21 @@ def test_recording_with_the_shipped_bundle_comes_through_whole(core, parcels_2, 
 
 
 def test_live_camera_loses_no_frame_to_a_swap(core, parcels_2, eventually):
-    """At 30 frames a second, loading beside the running session must not starve it."""
+    """At 30 frames a second, loading beside the running session must not starve it.
+
+    A frame may be dropped because others keep the machine busy; one that the swap itself costs is lost at every swap.
+    """
     it = core(PARCELS, belt=CONVEYOR)
     eventually(lambda: (beat := it.beat("belt")) and beat["samples"] > 30)
-    dropped = it.beat("belt")["dropped"]
-    it.swap(parcels_2, variant="int8")
-    eventually(it.has_swapped)
-    samples = it.beat("belt")["samples"]
-    eventually(lambda: it.beat("belt")["samples"] > samples + 10)
-    assert it.swaps == [("m", None)]
-    assert it.beat("belt")["dropped"] == dropped
+    lost = []
+    for number, (bundle, variant) in enumerate([(parcels_2, "int8"), (PARCELS, "fp32"), (parcels_2, "int8")], 1):
+        before = it.beat("belt")
+        it.swap(bundle, variant=variant)
+        eventually(lambda: it.has_swapped(number))  # noqa: B023
+        eventually(lambda: it.beat("belt")["samples"] > before["samples"] + 20)  # noqa: B023
+        lost.append(sum(it.beat("belt")["dropped"].values()) - sum(before["dropped"].values()))
+    assert it.swaps == [("m", None)] * 3
+    assert min(lost) == 0, lost
 
 
 def test_tracks_go_on_over_a_swap_with_the_same_labels(core, parcels_2, eventually):
