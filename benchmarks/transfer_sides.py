@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("path", type=Path)
     parser.add_argument("--protocol", default="5")
+    parser.add_argument(
+        "--both", action="store_true", help="plain-fetch: the sender in the same process, no switch of processes"
+    )
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--events", type=int, default=0, help="the port for events meanwhile")
     chosen = parser.parse_args()
@@ -142,16 +145,20 @@ def _events(port: int) -> Iterator[list[float]]:
 
 
 def _plain_serve(chosen: argparse.Namespace) -> None:
+    client = _plain_server(chosen)
+    print("ready", flush=True)
+    sys.stdin.read()
+    client.disconnect()
+
+
+def _plain_server(chosen: argparse.Namespace) -> paho.Client:
     content = chosen.path.read_bytes()
 
     def answer(client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         number = int(message.payload)
         client.publish("plain/reply", number.to_bytes(4, "big") + content[number * CHUNK : (number + 1) * CHUNK])
 
-    client = _plain_client(chosen, "plain/request", answer)
-    print("ready", flush=True)
-    sys.stdin.read()
-    client.disconnect()
+    return _plain_client(chosen, "plain/request", answer)
 
 
 def _plain_fetch(chosen: argparse.Namespace) -> None:
@@ -174,6 +181,8 @@ def _plain_fetch(chosen: argparse.Namespace) -> None:
             client.publish("plain/request", str(state["next"]))
             state["next"] += 1
 
+    if chosen.both:
+        _plain_server(chosen)
     client = _plain_client(chosen, "plain/reply", take)
     began = time.perf_counter()
     for _ in range(WINDOW):

@@ -97,6 +97,7 @@ class Server:
         self._clock = clock
         self._refresh = refresh
         self._refresh_every_s = refresh_every_s
+        self._refreshed_s = clock.monotonic()
         self._backoff = Backoff(random)
         client_id = mqtt.client_id or f"holdfast-release-{random.bytes(6).hex()}"
         self._connector = Connector(
@@ -267,16 +268,15 @@ class Server:
         self._use(session)
         log.info("serving %s over MQTT %s", self._repository, session.protocol)
         said: int | None = None
-        refreshed_s = self._clock.monotonic()
         while not (session.is_over or self._stopping.is_set()):
             if (version := self._timestamp_version()) is not None and version != said:
                 session.publish(
                     release_hint(self._prefix), str(version).encode(), qos=1, retain=True, content_type=None
                 )
                 said = version
-            if self._refresh is not None and self._clock.monotonic() - refreshed_s >= self._refresh_every_s:
-                refreshed_s = self._clock.monotonic()
-                self._refresh_now(self._refresh)
+            if self._clock.monotonic() - self._refreshed_s >= self._refresh_every_s:
+                self._refreshed_s = self._clock.monotonic()
+                self._refresh_now()
             self._clock.wait(self._stopping, WATCH_S)
         if not self._stopping.is_set():
             log.warning("the release server's connection is over: %s", session.reason)
@@ -287,9 +287,10 @@ class Server:
             self._turns.clear()
             self._work.notify_all()
 
-    def _refresh_now(self, refresh: Callable[[], None]) -> None:
+    def _refresh_now(self) -> None:
         try:
-            refresh()
+            if self._refresh is not None:
+                self._refresh()
         except Exception:
             log.exception("the timestamp was not refreshed; devices refuse it once it has expired")
 
