@@ -181,6 +181,8 @@ class Updater:
             self._schedule.wanted(self._clock.monotonic())
         for model in models:
             match request.verb:
+                case "apply" if self._machines[model].record.candidate is None:
+                    self._schedule.wanted(self._clock.monotonic())
                 case "apply":
                     self._tell(model, ApplyWanted())
                 case "rollback":

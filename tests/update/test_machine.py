@@ -36,7 +36,7 @@ from agent.update.notes import (
     TrialRefused,
     Tried,
 )
-from agent.update.record import Denied, Record, Slot
+from agent.update.record import Denied, Gates, Record, Slot
 from agent.update.settings import ProbationSettings, UpdateSettings
 from agent.update.slots import Slots
 from simulator.clock import SeededRandom, VirtualClock
@@ -548,6 +548,67 @@ def test_trial_that_ends_after_the_window_does_not_switch(tmp_path):
     device.machine.record = replace(device.record, candidate=replace(NEW, window=CLOSED))
     assert device.tell(Tried("m", NEW.digest)) == []
     assert (device.record.state, device.running) == ("staged", OLD)
+
+
+def test_trials_that_the_window_ends_are_not_counted(tmp_path):
+    """Three are allowed where each took the agent down with it; here nothing died."""
+    device = confirmed_device(tmp_path)
+    device.assigned = replace(NEW, window=CLOSED)
+    for _ in range(5):
+        device.clock.set_wall(device.clock.now().replace(hour=22, minute=0))
+        device.tell(CheckDue())
+        device.answer(device.jobs[-1])
+        if device.record.state == "fetching":
+            device.answer(device.jobs[-1])
+        device.tell(Time())
+        assert device.record.state == "trying"
+        device.clock.advance(3600)
+        device.tell(Time())
+        assert (device.record.state, device.jobs) == ("staged", [])
+
+
+@pytest.mark.parametrize(
+    ("own_ms", "usual_ms", "gate_ms"), [(40.0, 5.0, 40.0), (None, 5.0, 15.0), (None, None, None)], ids=str
+)
+def test_gate_of_p99_is_the_bundles_own_or_three_times_the_old_ones(own_ms, usual_ms, gate_ms, tmp_path):
+    """It is on the disk: a restart in probation must judge by the same numbers."""
+    device = at("trying", tmp_path)
+    if usual_ms is not None:
+        device.second(samples=500, p99_ms=usual_ms)
+        device.second(samples=-490, p99_ms=400.0)
+    device.tell(Tried("m", NEW.digest, max_p99_ms=own_ms, max_rss_bytes=1000))
+    assert Slots(tmp_path).load("m").gates == Gates(gate_ms, 1000)
+
+
+def test_probation_is_written_down_once_a_minute(tmp_path):
+    """A restart goes on where it was; a flash card is not worn out for it."""
+    settings = SETTINGS.model_copy(update={"probation": ProbationSettings(seconds=600, samples=10)})
+    device = Device(tmp_path, Record("m", "stable", "confirmed", OLD), settings)
+    device.assigned = NEW
+    device.tell(CheckDue())
+    device.work()
+    device.saved = 0
+    for _ in range(200):
+        device.second()
+        device.saved += any(isinstance(action, Save) for action in device.seen)
+    assert device.saved == 3
+    device.boot()
+    assert 170 <= device.machine.watch.seconds <= 200
+    for _ in range(430):
+        device.second()
+    assert device.record.state == "confirmed"
+
+
+def test_damaged_active_bundle_is_fetched_again_and_not_denied(tmp_path):
+    """A bad sector is not the release's fault."""
+    device = confirmed_device(tmp_path)
+    device.assigned = OLD
+    assert device.tell(SwitchFailed("a blob is damaged.")) == [Switch(OLDER)]
+    device.work()
+    assert device.record.state == "probation"
+    assert device.record.active == OLD
+    device.settle()
+    assert (device.record.active, device.record.denied) == (OLD, ())
 
 
 def test_apply_overrules_windows_once(tmp_path):

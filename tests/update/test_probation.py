@@ -80,12 +80,16 @@ def test_failure(observations, why):
         pytest.param([*good(30), *[health(30, 300, p99_ms=90.0)] * 4, health(31, 310)], id="slow for a moment"),
         pytest.param([health(second, 90, p99_ms=400.0) for second in range(20)], id="p99 of the first samples"),
         pytest.param([*good(30), health(30, 300, invalid_answers=3)], id="one per cent invalid"),
+        pytest.param([health(1, 1), health(2, 2, invalid_answers=1)], id="one of the first three invalid"),
         pytest.param([health(1, 1, p99_ms=None, rss_bytes=None)] * 9, id="not measured"),
     ],
 )
 def test_no_failure(observations):
     """A good bundle must not be lost to a moment."""
-    assert watched(observations).failure(GATES) == ""
+    watch = Watch()
+    for second, each in enumerate(observations):
+        watch = watch.observe(each, GATES, float(second))
+        assert watch.failure(GATES) == ""
 
 
 def test_no_gate_no_verdict():

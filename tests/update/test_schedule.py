@@ -158,6 +158,17 @@ def test_one_of_two_models_failing_counts_as_one_failure():
     assert [step.name for step in steps if isinstance(step, SetCondition)] == ["no-update-source"]
 
 
+def test_two_models_failing_together_count_once():
+    """Three models on one dead link are one dead link."""
+    bench = Bench(models=("a", "b", "c"))
+    waits = [bench.check(fails="nobody answers.") for _ in range(3)]
+    assert max(waits[1:]) <= MIN_GAP_S
+    assert "no-update-source" in bench.conditions
+    bench = Bench(models=("a", "b", "c"))
+    bench.check(fails="nobody answers.")
+    assert bench.conditions == {}
+
+
 def test_operator_is_served_at_once():
     """Within the distance that is kept to anybody."""
     bench = Bench()

@@ -110,6 +110,15 @@ def test_gate_changes_when_it_says(now, not_before, windows):
             assert gate(not_before.replace(tzinfo=UTC), texts, before).is_open == found.is_open
 
 
+@pytest.mark.parametrize(
+    "at", [datetime.min.replace(tzinfo=UTC), NOON.replace(year=9999, month=12, day=31)], ids=["year 1", "year 9999"]
+)
+def test_any_clock_gives_an_answer(at):
+    """A board without a battery may believe anything; core must not end by it."""
+    assert gate(at, ["22:00-04:30"], at) is not None
+    assert gate(NOON.replace(year=9999), ["22:00-04:30"], NOON).is_open is False
+
+
 def test_not_before_waits_and_says_until_when():
     """A release for Monday is published on Friday."""
     release, decision = chosen(document({"not_before": NOON + timedelta(days=3)}))

@@ -200,6 +200,7 @@ def test_answer_from_within_the_switch_is_taken_in_order(bench):
     bench.updater.deal_with(Tried("m", NEW.digest))
     assert bench.switches == [("m", NEW), ("m", OLD)]
     assert (bench.model()["state"], bench.model()["reason"]) == ("refused", "a blob is damaged.")
+    assert bench.updater._wakeups == {}, "an older answer's wake-up came last"
 
 
 def test_collecting_for_one_model_spares_the_others(tmp_path):
@@ -231,11 +232,13 @@ def test_wake_up_is_named_and_enough(bench):
     bench.assign(NEW)
     bench.updater.deal_with(FetchFailed("m", NEW.digest, "the link broke."))
     bench.jobs.clear()
-    for _ in range(20):
+    while ("fetch", "m", NEW) not in bench.jobs:
+        if ("check", "m") in bench.jobs:
+            bench.jobs.clear()
+            bench.assign(NEW)
         next_s = bench.updater.tick(bench.clock.monotonic())
-        bench.clock.advance(next_s - bench.clock.monotonic())
-    bench.updater.tick(bench.clock.monotonic())
-    assert ("fetch", "m", NEW) in bench.jobs or ("check", "m") in bench.jobs
+        bench.clock.advance(max(0.0, next_s - bench.clock.monotonic()))
+    assert bench.clock.monotonic() < 20
 
 
 def test_operator_is_heard(bench):
