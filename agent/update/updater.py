@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from agent.clock import Clock, Random
 from agent.errors import StateError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
+from agent.log import brief
 from agent.update.actions import Action, Cancel, Check, Collect, Fetch, Log, Save, Switch, Try, WakeAt
 from agent.update.history import History, Step
 from agent.update.machine import Machine
@@ -168,6 +169,7 @@ class Updater:
 
     def switch_failed(self, model: str, reason: str) -> None:
         """What the last `switch` named, or what `active` said at the start, cannot run."""
+        reason = brief(reason)
         self._tell(model, SwitchFailed(reason if reason.endswith(".") else f"{reason}."))
 
     def request(self, request: Request) -> None:
