@@ -125,4 +125,7 @@ def _times(window: str) -> tuple[time, time]:
 
 
 def _as_utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:  # a signed word at the very edge of the calendar, beyond it in UTC
+        return moment.replace(tzinfo=UTC)

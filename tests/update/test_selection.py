@@ -140,3 +140,11 @@ def test_slot_remembers_the_assignment():
     assert (slot.release, slot.name, slot.version, slot.digest) == (9, "parcels", "1.2.0", "a" * 64)
     assert slot.pipelines == {"door": {"min_score": 0.7}}
     assert slot.rollback_reason == "noise"
+
+
+@pytest.mark.parametrize(
+    ("edge", "is_open"), [("9999-12-31T23:59:59-12:00", False), ("0001-01-01T00:00:00+12:00", True)]
+)
+def test_not_before_at_the_edge_of_the_calendar_is_a_time_like_any_other(edge, is_open):
+    """A document that was signed with one stopped every check."""
+    assert gate(datetime.fromisoformat(edge), [], NOON).is_open is is_open
