@@ -20,6 +20,7 @@ from agent.backoff import Backoff
 from agent.clock import Clock, Random, SystemClock, SystemRandom
 from agent.device.plan import Candidate, Outcome
 from agent.device.planstore import PlanStore
+from agent.errors import BundleError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
 from agent.mqtt.link import Link
@@ -113,6 +114,10 @@ class Core:
         self._preparations: list[Preparation] = []
         self._preparation_backoff = Backoff(random, first_s=30.0, limit_s=600.0)
         self._prepare_again: dict[str, tuple[float, Wanted]] = {}
+        self._wishes: dict[str, Wanted] = {}
+        """Each model's newest. What comes of an older one answers no question any more."""
+        self._swapping: dict[str, Wanted] = {}
+        """What each model's worker was asked for last."""
         self._topics = Topics(settings.mqtt.topic_prefix if settings.mqtt else "holdfast", self._device_id)
         self._sensor_topics = sensor_topics(settings.sensors)
         self._link = self._make_link(random)
@@ -284,9 +289,9 @@ class Core:
                 self._reporter.update_model(model, trying=candidate)
             case TrialProgress(model, Outcome() as outcome):
                 self._reporter.add_outcome(model, outcome)
-            case Prepared():
-                self._run_model(note)
-            case PreparationFailed(wanted, error):
+            case Prepared() if self._is_newest(note.wanted):
+                self._run_model(note, now_s)
+            case PreparationFailed(wanted, error) if self._is_newest(wanted):
                 self._cannot_run(wanted, str(error), now_s)
             case _ if self._updating and isinstance(note, WorkNote):
                 self._updating.deal_with(note)
@@ -341,6 +346,7 @@ class Core:
         return Wanted(model, bundle)
 
     def _prepare(self, wanted: Sequence[Wanted]) -> None:
+        self._wishes.update((each.model, each) for each in wanted)
         preparation = Preparation(wanted, self._preparer, post=self._notes.put)
         self._preparations = [each for each in self._preparations if each.is_running] + [preparation]
         preparation.start()
@@ -353,32 +359,49 @@ class Core:
             self._prepare(due)
 
     def _switch(self, model: str, slot: Slot | None) -> None:
-        """The updater wants another bundle to run: verify it again, and let the worker swap between two samples."""
+        """The updater wants another bundle to run: verify it again, and let the worker swap between two samples.
+
+        Only the newest switch of a model is answered: by `_cannot_run`, by `_swap_ended`, or here.
+        """
+        assert self._updating is not None, "nobody else switches"
         self._prepare_again.pop(model, None)
-        wanted = self._updating.wanted(model, slot) if self._updating and slot else self._factory(model)
+        wanted = self._updating.wanted(model, slot) if slot else self._factory(model)
         if wanted is None:
+            self._wishes.pop(model, None)
             self._workers.end(model)
-            self._swap_ended(model, None)
+            self._updating.switched(model)
         else:
             self._prepare([replace(wanted, is_switch=True)])
+
+    def _is_newest(self, wanted: Wanted) -> bool:
+        return self._wishes.get(wanted.model) is wanted
 
     def _cannot_run(self, wanted: Wanted, reason: str, now_s: float) -> None:
         log.error("model %s cannot run %s: %s", wanted.model, wanted.bundle, reason)
         self._conditions.set(f"model-unusable/{wanted.model}", "error", reason)
+        if wanted.slot is None:  # the last resort: there is nothing else to go back to
+            self._prepare_again[wanted.model] = now_s + self._preparation_backoff.next_delay_s(), wanted
         if self._updating and (wanted.slot or wanted.is_switch):
             self._updating.switch_failed(wanted.model, reason)
-        else:
-            self._prepare_again[wanted.model] = now_s + self._preparation_backoff.next_delay_s(), wanted
 
     def _swap_ended(self, model: str, error: str | None) -> None:
         assert self._updating is not None, "nobody else switches"
+        asked = self._swapping.pop(model, None)
+        if asked is None or not self._is_newest(asked):
+            return
         if error is None:
             self._updating.switched(model)
         else:
             self._updating.switch_failed(model, error)
 
-    def _run_model(self, prepared: Prepared) -> None:
-        model, plan, manifest = prepared.wanted.model, prepared.plan, prepared.bundle.manifest
+    def _run_model(self, prepared: Prepared, now_s: float) -> None:
+        wanted, plan, manifest = prepared.wanted, prepared.plan, prepared.bundle.manifest
+        model, pipelines = wanted.model, self._pipelines[wanted.model]
+        try:
+            pipelines = with_overrides(pipelines, wanted.slot.pipelines if wanted.slot else {})
+        except BundleError as error:  # no trial saw it: of a release for the same bundle, or the operator's file changed
+            self._cannot_run(wanted, str(error), now_s)
+            return
         self._conditions.clear(f"model-unusable/{model}")
         self._conditions.clear(f"no-bundle-yet/{model}")
         chosen = plan.chosen
@@ -391,11 +414,9 @@ class Core:
             variant=manifest.variant(chosen.variant),
         )
         log.info("model %s: %s: %s", model, chosen.label, plan.reason)
-        pipelines = self._pipelines[model]
-        if prepared.wanted.slot:
-            pipelines = with_overrides(pipelines, prepared.wanted.slot.pipelines)
         job = Job(model, str(prepared.bundle.folder), chosen, pipelines)
-        if prepared.wanted.is_switch:
+        if wanted.is_switch:
+            self._swapping[model] = wanted
             self._workers.swap(job)
         else:
             self._workers.add(job)

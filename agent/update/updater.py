@@ -92,8 +92,8 @@ class Updater:
         settings: The operator's `update:` section.
         folder: `StatePaths.updates`.
         work: Carries out what takes long; its notes come to `deal_with`.
-        switch: Verify a slot (None: the factory bundle) and run it. The app answers every one, in order, with `switched` or
-            `switch_failed`; where that runs already, at once. May answer from within the call.
+        switch: Verify a slot (None: the factory bundle) and run it. The app answers the newest one of each model with
+            `switched` or `switch_failed`; what a newer one replaced has no answer. May answer from within the call.
     """
 
     def __init__(
