@@ -399,7 +399,9 @@ class Core:
         model, pipelines = wanted.model, self._pipelines[wanted.model]
         try:
             pipelines = with_overrides(pipelines, wanted.slot.pipelines if wanted.slot else {})
-        except BundleError as error:  # no trial saw it: of a release for the same bundle, or the operator's file changed
+        except (
+            BundleError
+        ) as error:  # of a release for the same bundle, or the operator's file changed: no trial saw it
             self._cannot_run(wanted, str(error), now_s)
             return
         self._conditions.clear(f"model-unusable/{model}")
