@@ -399,9 +399,7 @@ class Core:
         model, pipelines = wanted.model, self._pipelines[wanted.model]
         try:
             pipelines = with_overrides(pipelines, wanted.slot.pipelines if wanted.slot else {})
-        except (
-            BundleError
-        ) as error:  # of a release for the same bundle, or the operator's file changed: no trial saw it
+        except BundleError as error:  # a release for the bundle that runs has no trial, and operators change their file
             self._cannot_run(wanted, str(error), now_s)
             return
         self._conditions.clear(f"model-unusable/{model}")
