@@ -65,6 +65,10 @@ NOTES_A_TURN = 256
 """Then what is due by time gets its turn, however many notes still wait."""
 NOTES_AHEAD = 4096
 """Worker messages that may wait for core: then the workers wait, so that a slow disk does not fill the memory."""
+ARRIVALS_AHEAD = 64
+"""Messages of the broker that may wait for core, of up to 1 MiB each: then the broker waits, whatever it wants to send."""
+STUCK_S = 5.0
+"""Where core takes nothing for so long, what arrives is dropped rather than the connection."""
 
 Note: TypeAlias = LinkMessage | WorkerNote | PreparationNote | WorkNote | None
 """What comes through the queue; None asks to stop."""
@@ -96,6 +100,7 @@ class Core:
         self._farewell_s = farewell_s
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
         self._room = threading.Semaphore(NOTES_AHEAD)
+        self._room_for_arrivals = threading.Semaphore(ARRIVALS_AHEAD)
         self._device_id = device_identity(settings.device.name, paths, random)
         self._conditions = Conditions(clock)
         self._outbox = Outbox(
@@ -252,6 +257,12 @@ class Core:
         self._room.acquire()
         self._notes.put(note)
 
+    def _post_link_message(self, message: LinkMessage) -> None:
+        if isinstance(message, MessageArrived) and not self._room_for_arrivals.acquire(timeout=STUCK_S):
+            log.warning("a message on %s is dropped: %d others wait", message.topic, ARRIVALS_AHEAD)
+            return
+        self._notes.put(message)
+
     def _deal_with(self, note: Note) -> None:
         now_s = self._clock.monotonic()
         match note:
@@ -261,6 +272,7 @@ class Core:
             case PublishAcknowledged(session, token, reason_code):
                 self._carry_out(self._outbox.acknowledged(token, reason_code, session, now_s))
             case MessageArrived(topic, payload):
+                self._room_for_arrivals.release()
                 self._take_message(topic, payload, now_s)
             case Connected(session, protocol, receive_maximum):
                 self._reporter.set_link(LinkStatus("connected", protocol))
@@ -430,7 +442,7 @@ class Core:
         return Link(
             self._settings.mqtt,
             self._topics,
-            post=self._notes.put,
+            post=self._post_link_message,
             clock=self._clock,
             random=random,
             subscriptions=subscriptions,

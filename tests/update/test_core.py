@@ -1,7 +1,8 @@
-"""Core between the updater and the workers: each answer belongs to the newest wish, and no signed word ends core."""
+"""Core between broker, updater and workers: each answer belongs to the newest wish, and nothing from outside ends core."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from agent import app
 from agent.clock import SystemClock, SystemRandom
 from agent.device.plan import Candidate
 from agent.errors import BundleError
+from agent.mqtt.messages import MessageArrived
 from agent.paths import open_state
 from agent.preparation import PreparationFailed, Prepared, Wanted
 from agent.settings import Settings
@@ -141,3 +143,26 @@ def test_signed_settings_that_fit_no_pipeline_fail_the_switch_and_not_core(core)
     assert len(core._updating.answers) == 1
     assert "zones" in core._updating.answers[0]
     assert core._workers.asked == []
+
+
+def test_broker_that_floods_core_waits_for_it(core):
+    """Whoever owns the broker may send without end; what waits for core is bounded, and nothing of it is lost."""
+    hints: list[bytes] = []
+    core._updating.hint = hints.append
+    flood = [MessageArrived(core._topics.release_hint, b"%d" % number) for number in range(3 * app.ARRIVALS_AHEAD)]
+    sender = threading.Thread(target=lambda: [core._post_link_message(each) for each in flood], daemon=True)
+    sender.start()
+    while len(hints) < len(flood):
+        assert core._notes.qsize() <= app.ARRIVALS_AHEAD
+        core._deal_with(core._notes.get(timeout=20))
+    sender.join(20)
+    assert hints == [each.payload for each in flood]
+
+
+def test_core_that_is_stuck_loses_messages_and_not_the_connection(core, monkeypatch, caplog):
+    """The link's thread goes on, so that the broker sees that the device lives."""
+    monkeypatch.setattr(app, "STUCK_S", 0.0)
+    for _ in range(app.ARRIVALS_AHEAD + 1):
+        core._post_link_message(MessageArrived("t", b""))
+    assert core._notes.qsize() == app.ARRIVALS_AHEAD
+    assert "dropped" in caplog.text
