@@ -51,6 +51,7 @@ from agent.settings import Settings
 from agent.status import LinkStatus, Status
 from agent.update.notes import WorkNote
 from agent.update.record import Slot
+from agent.update.slots import Slots
 from agent.updating import Updating
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class Core:
         farewell_s: float = 0.0,
     ) -> None:
         self._settings = settings
+        self._paths = paths
         self._clock = clock
         self._exit_when_finished = exit_when_finished
         self._farewell_s = farewell_s
@@ -351,8 +353,11 @@ class Core:
 
     def _factory(self, model: str) -> Wanted | None:
         name, bundle = f"no-bundle-yet/{model}", self._settings.models[model].bundle
+        channel = self._settings.models[model].channel
+        if channel is None and (slot := Slots(self._paths.updates).load(model).active):
+            text = f"{slot.name} {slot.version} of a release ran here; without `channel:` the model's own `bundle:` runs"
+            self._conditions.set(f"release-unused/{model}", "info", text)
         if bundle is None:
-            channel = self._settings.models[model].channel
             self._conditions.set(name, "info", f"waiting for the first release of the channel {channel}")
             return None
         return Wanted(model, bundle)

@@ -16,7 +16,8 @@ from agent.mqtt.messages import MessageArrived
 from agent.paths import open_state
 from agent.preparation import PreparationFailed, Prepared, Wanted
 from agent.settings import Settings
-from agent.update.record import Slot
+from agent.update.record import Record, Slot
+from agent.update.slots import Slots
 
 NEW, OLD = Slot(7, "parcels", "2", "a" * 64), Slot(6, "parcels", "1", "b" * 64)
 SETTINGS = {
@@ -166,3 +167,14 @@ def test_core_that_is_stuck_loses_messages_and_not_the_connection(core, monkeypa
         core._post_link_message(MessageArrived("t", b""))
     assert core._notes.qsize() == app.ARRIVALS_AHEAD
     assert "dropped" in caplog.text
+
+
+def test_taking_the_channel_out_is_no_silent_fallback(tmp_path: Path):
+    """What the operator asks for runs, and the release that it replaced is named."""
+    paths = open_state(tmp_path)
+    Slots(paths.updates).save(Record("m", "stable", "confirmed", NEW))
+    settings = Settings.model_validate({**SETTINGS, "models": {"m": {"bundle": "parcels"}}, "update": None})
+    core = app.Core(settings, paths, SystemClock(), SystemRandom())
+    assert core._wanted_at_start("m") == Wanted("m", "parcels")
+    assert [each.name for each in core._conditions if "release" in each.name] == ["release-unused/m"]
+    core._outbox.close(0.0)
