@@ -33,10 +33,10 @@ def refused(model: str, slot: Slot, reason: str) -> SetCondition:
     return _failed(model, f"Release {slot.release} ({slot.name} {slot.version}) is refused: {reason}{_NEXT}")
 
 
-def rolled_back(record: Record, slot: Slot, reason: str) -> SetCondition:
+def rolled_back(record: Record, slot: Slot, reason: str, *, has_factory: bool) -> SetCondition:
     """A release ran and was taken back; `record` is the one after that."""
     now = record.active
-    back = f"{now.name} {now.version}" if now else "the operator's own bundle"
+    back = f"{now.name} {now.version}" if now else "the operator's own bundle" if has_factory else "nothing"
     text = f"Release {slot.release} ({slot.name} {slot.version}) was taken back: {reason} Now runs {back}.{_NEXT}"
     return SetCondition(f"rolled-back/{record.model}", "error", text)
 
