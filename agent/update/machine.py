@@ -364,9 +364,7 @@ class Machine:
             return
         self._check_waits = True
         record = back_to_previous(self.record, self.record.state, failed.reason)
-        if (
-            record.active is None and not self._has_factory
-        ):  # what is there stays, and the next start may like it better
+        if record.active is None and not self._has_factory:  # it stays: the next start may like it better
             self._save_record(replace(record, previous=broken))
             self._do(advice.nothing_left(self.record.model, failed.reason))
         else:
