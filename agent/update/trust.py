@@ -153,7 +153,7 @@ class Trust:
             raise UnavailableError(
                 "the repository signs no such document",
                 where=path,
-                hint="publish it, or correct the name of the channel in `models:`",
+                hint="publish it (`holdfast release publish`), or correct the name of the channel in `models:`",
             )
         if target.length > limit_bytes:
             raise UntrustedError(f"is {target.length} bytes, at most {limit_bytes} are taken", role=path)

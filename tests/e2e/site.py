@@ -37,7 +37,7 @@ class Page:
         text = path.read_text("utf-8")
         section = text[text.index(f"\n## {title}\n") + 1 :]
         self.text = section[: section.find("\n## ")]
-        self.commands = [shlex.split(line, comments=True) for line in re.findall(r"^    (\S.*)$", self.text, re.M)]
+        self.commands = [shlex.split(line, comments=True) for line in re.findall(r"^    (\S.*)$", self.text, re.MULTILINE)]
         self.used: set[int] = set()
 
     def command(self, *beginning: str) -> list[str]:
@@ -48,7 +48,7 @@ class Page:
 
     def block(self, kind: str) -> str:
         """Return the fenced block of this kind, the only one."""
-        (block,) = re.findall(rf"^```{kind}\n(.*?)^```$", self.text, re.M | re.S)
+        (block,) = re.findall(rf"^```{kind}\n(.*?)^```$", self.text, re.MULTILINE | re.DOTALL)
         return str(block)
 
     @property

@@ -5,12 +5,10 @@ Everybody has a client certificate and only the rights of the ACL in docs/releas
 
 from __future__ import annotations
 
-import signal
 import ssl
 from collections.abc import Callable, Iterator
-from itertools import count, groupby
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pytest
 
