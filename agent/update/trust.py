@@ -54,7 +54,8 @@ _HINTS: tuple[tuple[type[Exception], str], ...] = (
     ),
     (
         exceptions.UnsignedMetadataError,
-        "it is not from the owners of root.json (an attack), was signed by a revoked key, or by too few of them",
+        "`update.root` is the root.json of another repository; or this was signed by a revoked key or by too few, or by "
+        "nobody who may (an attack)",
     ),
     (
         exceptions.BadVersionNumberError,
