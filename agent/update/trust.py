@@ -54,7 +54,8 @@ _HINTS: tuple[tuple[type[Exception], str], ...] = (
     ),
     (
         exceptions.UnsignedMetadataError,
-        "it is not from the owners of root.json (an attack), was signed by a revoked key, or by too few of them",
+        "`update.root` is the root.json of another repository; or this was signed by a revoked key or by too few, or by "
+        "nobody who may (an attack)",
     ),
     (
         exceptions.BadVersionNumberError,
@@ -153,7 +154,7 @@ class Trust:
             raise UnavailableError(
                 "the repository signs no such document",
                 where=path,
-                hint="publish it, or correct the name of the channel in `models:`",
+                hint="publish it (`holdfast release publish`), or correct the name of the channel in `models:`",
             )
         if target.length > limit_bytes:
             raise UntrustedError(f"is {target.length} bytes, at most {limit_bytes} are taken", role=path)

@@ -124,6 +124,7 @@ class Updater:
         self._unsaved: dict[str, Record] = {}
         self._progress: dict[str, FetchProgress] = {}
         self._trust: tuple[int, datetime | None] | None = None
+        self._check_failed: dict[str, CheckFailed] = {}
         self._requests_s = self._save_again_s = 0.0
 
     # -- what core says ----------------------------------------------------------------------------------------------
@@ -149,8 +150,10 @@ class Updater:
                 self._progress[note.model] = note
             case Checked():
                 self._trust = (note.timestamp, note.expires)
+                self._check_failed.pop(note.model, None)
                 self._apply(self._schedule.checked(note, now_s))
             case CheckFailed():
+                self._check_failed[note.model] = note
                 self._apply(self._schedule.failed(note, now_s))
         self._tell(note.model, note)
 
@@ -330,6 +333,7 @@ class Updater:
             "candidate": _describe_slot(record.candidate),
             "progress": _describe_progress(progress) if is_fetching and progress else None,
             "reason": record.reason or machine.waits_for,
+            "check_failed": _describe_failure(self._check_failed.get(model)),
             "denied": [{"release": each.release, "reason": each.reason} for each in record.denied],
         }
 
@@ -338,6 +342,12 @@ def _describe_slot(slot: Slot | None) -> dict[str, Any] | None:
     if slot is None:
         return None
     return {"release": slot.release, "name": slot.name, "version": slot.version, "digest": slot.digest}
+
+
+def _describe_failure(failed: CheckFailed | None) -> str | None:
+    if failed is None:
+        return None
+    return f"{failed.reason} → {failed.hint}" if failed.hint else failed.reason
 
 
 def _describe_progress(progress: FetchProgress) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def init(
 @app.command()
 def add(
     repo: Repo,
-    bundle: Annotated[Path, typer.Argument(help="The folder of a built bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The folder of a built bundle, or the name of one that ships.")],
     *,
     keys: Keys = None,
     key: Key = None,
@@ -95,7 +95,9 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Take a built bundle into the repository. No device gets it before `publish`."""
-    reference, outcome = open_with(repo, keys, key, online_keys).add(bundle)
+    from agent.bundle.finding import find_bundle
+
+    reference, outcome = open_with(repo, keys, key, online_keys).add(find_bundle(bundle))
     if not as_json:
         verb = "added" if outcome.written else "is there already, nothing to do:"
         typer.echo(f"{verb} {reference.name} {reference.version}, manifest {reference.manifest_sha256}")

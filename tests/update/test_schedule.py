@@ -138,6 +138,16 @@ def test_failures_back_off_and_are_said_when_they_last():
     assert bench.check() > DAY / 2
 
 
+def test_what_a_person_must_change_is_said_at_once_with_the_next_step():
+    """A root.json that is not there is not the network's mood, and `check the network` would be the wrong advice."""
+    bench = Bench()
+    bench.schedule.began(bench.now_s)
+    note = CheckFailed("m", "root.json: cannot be read.", hint="copy root.json there", needs_operator=True)
+    (said,) = (step for step in bench.schedule.failed(note, bench.now_s) if isinstance(step, SetCondition))
+    assert said.name == "no-update-source"
+    assert said.text.endswith("Copy root.json there.") and "network" not in said.text
+
+
 def test_attack_is_said_at_once():
     """Somebody sends wrong metadata: a person must know."""
     bench = Bench()

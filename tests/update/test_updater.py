@@ -104,7 +104,7 @@ def test_release_goes_all_the_way(bench):
     assert document["trust"] == {"timestamp": 6, "expires": "2026-12-01T00:00:00.000Z"}
     assert document["models"]["m"] == {
         "channel": "stable", "state": "fetching", "release": 5, "name": "parcels", "version": "1.1.0", "digest": "5" * 64,
-        "confirmed": True, "previous": None, "reason": "", "denied": [],
+        "confirmed": True, "previous": None, "reason": "", "check_failed": None, "denied": [],
         "candidate": {"release": 6, "name": "parcels", "version": "1.2.0", "digest": "6" * 64},
         "progress": {"done_bytes": 10, "total_bytes": 100, "transport": "mqtt"},
     }  # fmt: skip
@@ -265,9 +265,12 @@ def test_operator_is_heard(bench):
 def test_untrusted_metadata_is_said_and_changes_nothing(bench):
     """A hostile broker can only be noticed."""
     before = bench.model()
-    bench.updater.deal_with(CheckFailed("m", "timestamp: the signature is wrong.", is_attack=True))
+    bench.updater.deal_with(CheckFailed("m", "timestamp: the signature is wrong.", is_attack=True, hint="rotate it"))
     assert bench.names() == {"updates-untrusted"}
-    assert bench.model() == before
+    said = "timestamp: the signature is wrong. → rotate it"
+    assert bench.model() == {**before, "check_failed": said}
+    bench.assign(OLD)
+    assert bench.model()["check_failed"] is None
 
 
 def test_refused_release_leaves_the_active_slot_untouched(bench):

@@ -7,7 +7,15 @@ import threading
 
 import pytest
 
-from agent.errors import BundleError, CandidateError, ConfigurationError, StateError, UnavailableError, UntrustedError
+from agent.errors import (
+    BundleError,
+    CandidateError,
+    ConfigurationError,
+    OperatorError,
+    StateError,
+    UnavailableError,
+    UntrustedError,
+)
 from agent.update.notes import Checked, CheckFailed, FetchFailed, FetchProgress, Staged, TrialRefused, Tried
 from agent.update.record import Slot
 from agent.update.work import Work
@@ -83,6 +91,11 @@ def test_jobs_give_their_notes(bench):
     ("kind", "error", "note"),
     [
         ("check", UnavailableError("silence"), CheckFailed("m", "silence.")),
+        (
+            "check",
+            OperatorError("no root", hint="copy it"),
+            CheckFailed("m", "no root.", hint="copy it", needs_operator=True),
+        ),
         (
             "check",
             UntrustedError("wrong signature", role="timestamp"),
