@@ -771,9 +771,8 @@ class AnyOrder(RuleBasedStateMachine):
         if not hasattr(self, "device"):
             return
         device = self.device
-        device.settle()
-        device.tell(CheckDue())
-        device.settle()
+        for _ in range(5):  # what is denied must not come again, however often the device asks
+            device.settle()
         self.limits()
         self.release += 1
         device.bad, device.assigned = set(), slot(self.release)
