@@ -26,7 +26,7 @@ from agent.mqtt.topics import Topics
 from agent.mqtt.transfer import Patience as MqttPatience
 from agent.pipeline.workers import Workers
 from agent.preparation import Preparer
-from agent.update.notes import CheckFailed, Checked, FetchFailed, Health, Tried, TrialRefused, WorkNote
+from agent.update.notes import Checked, CheckFailed, FetchFailed, Health, TrialRefused, Tried, WorkNote
 from agent.update.record import Slot
 from agent.update.selection import Device as Asker
 from agent.update.settings import ProbationSettings, UpdateSettings
@@ -49,7 +49,7 @@ BALLAST_BYTES = 200_000
 """Three chunks and a half of each version's weights, which do not compress."""
 NOTE_WITHIN_S = 60.0
 BETWEEN_CHECKS_S = 3600.0
-SILENCE_S = 0.6
+SILENCE_S = 0.4
 """What tests wait for an answer that does not come, in place of half a minute."""
 
 

@@ -60,22 +60,30 @@ class Releases:
 
     at: dict[int, Path]
     digests: dict[int, str]
+    devices: dict[int, Path]
+    """States of devices that run them."""
     operator: Operator
-
-
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
-    operator = Operator(tmp_path_factory.mktemp("operator"), LeapingClock())
-    at, digests = {}, {}
-    for number in (1, 2, 3):
-        digests[number] = operator.publish(f"{number}.0")
-        at[number] = operator.copy(f"at{number}")
-    return Releases(at, digests, operator)
 
 
 @pytest.fixture(scope="module")
 def preparer(tmp_path_factory: pytest.TempPathFactory) -> Preparer:
     return Preparer(None, PlanStore(tmp_path_factory.mktemp("plans")), SystemClock())
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory, preparer: Preparer) -> Releases:
+    folder, clock = tmp_path_factory.mktemp("operator"), LeapingClock()
+    operator = Operator(folder, clock)
+    made = Releases({}, {}, {}, operator)
+    for number in (1, 2, 3):
+        made.digests[number] = operator.publish(f"{number}.0")
+        made.at[number] = operator.copy(f"at{number}")
+        made.devices[number] = folder / f"device{number}"
+        stick = FolderTransport(operator.folder)
+        with Device(made.devices[number], operator.root, [stick], preparer=preparer, clock=LeapingClock()) as device:
+            device.check()
+            assert device.runs == made.digests[number]
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +162,8 @@ class World:
 
     def updated(self, *transports: Transport, to: int = 2, name: str = "box1") -> Device:
         """Return such a device, with a release that it runs already."""
+        shutil.copytree(self.releases.devices[to], self.folder / name)
         device = self.device(*transports, name=name)
-        device.check()
         assert device.runs == self.digests[to]
         return device
 
@@ -175,6 +183,15 @@ def world(tmp_path: Path, releases: Releases, preparer: Preparer, request: pytes
     made = World(tmp_path, releases, preparer, lambda: request.getfixturevalue("broker"))
     yield made
     made.close()
+
+
+def recover(device: Device, goal: str, rounds: int = 10) -> None:
+    """Check until the release is there and nothing is wrong any more: at once, but for a machine that is very busy."""
+    for _ in range(rounds):
+        device.check()
+        if device.runs == goal and not device.ills:
+            return
+    raise AssertionError(f"it did not recover: {device.report}, {device.ills}")
 
 
 def suffer(world: World, device: Device, goal: str, rounds: int = 4) -> bool:
@@ -210,10 +227,7 @@ def test_mischief_delays_and_shows_and_the_release_comes_when_it_ends(
     if has_come:
         assert mischief in {"duplicate", "reorder", "slow drip", "endless", "giant"}, "what was lost cannot have come"
     cues.behave()
-    device.check()
-    device.check()
-    assert device.runs == world.digests[3]
-    assert device.ills == {}
+    recover(device, world.digests[3])
     world.require_sound(device)
 
 
@@ -254,10 +268,7 @@ def test_two_valid_releases_are_never_mixed(world: World, way: str, path: str):
     assert not suffer(world, device, world.digests[2])
     assert cues.fired["mix"]
     cues.behave()
-    device.check()
-    device.check()
-    assert device.runs == world.digests[2]
-    assert device.ills == {}
+    recover(device, world.digests[2])
 
 
 def test_answers_that_go_to_the_wrong_device_harm_neither(world: World):
@@ -272,9 +283,8 @@ def test_answers_that_go_to_the_wrong_device_harm_neither(world: World):
         world.require_sound(device)
     assert cues.fired["crossed"]
     cues.behave()
-    for device in devices * 2:
-        device.check()
-        assert device.runs == world.digests[3]
+    for device in devices:
+        recover(device, world.digests[3])
 
 
 # -- replays, downgrades, freezes ---------------------------------------------------------------------------------------
@@ -302,9 +312,7 @@ def test_older_repository_is_refused_also_after_a_power_cut(world: World, way: s
     assert "updates-untrusted" in device.ills
     assert device.runs == world.digests[3]
     cues.behave()
-    device.check()
-    assert device.ills == {}
-    assert device.runs == world.digests[3]
+    recover(device, world.digests[3])
 
 
 def test_unsigned_downgrade_is_refused(world: World):
@@ -356,9 +364,7 @@ def test_operator_goes_back_by_a_signed_release(world: World):
     transport, _ = world.attacker("http")
     device = world.updated(transport)
     world.repository().rollback(CHANNEL, "1.0", "it missed parcels")
-    device.check()
-    assert device.runs == world.digests[1]
-    assert device.ills == {}
+    recover(device, world.digests[1])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -377,8 +383,7 @@ def test_freeze_shows_before_it_bites_and_nothing_stops(world: World, way: str):
     device.reboot()
     assert device.runs == world.digests[2], "running is never gated on expiry"
     world.repository().refresh()
-    device.check()
-    assert device.ills == {}
+    recover(device, world.digests[2])
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------------
@@ -393,8 +398,7 @@ def test_revoked_key_signs_in_vain(world: World, role: str):
     shutil.copytree(world.served, stolen)
     thief = Repository(stolen, clock=world.clock)
     replace_key(world.repository(), role, new=world.folder / f"new-{role}.pem")  # type: ignore[arg-type]
-    device.check()
-    assert device.ills == {}
+    recover(device, world.digests[2])
     for number in range(4):
         thief.publish(CHANNEL, BUNDLE, "1.0", percent=100 - number)
     shutil.rmtree(world.served)
@@ -419,9 +423,7 @@ def test_device_that_slept_through_three_roots_finds_its_way(world: World, way: 
         for role in ("root", "targets", "snapshot", "timestamp"):
             replace_key(world.repository(), role, new=world.folder / f"{role}-{number}.pem")  # type: ignore[arg-type]
     world.repository().publish(CHANNEL, BUNDLE, "1.0")
-    device.check()
-    assert device.runs == world.digests[1]
-    assert device.ills == {}
+    recover(device, world.digests[1])
     thief = Repository(stolen, clock=world.clock)
     replace_key(thief, "timestamp", new=world.folder / "thiefs.pem")
     shutil.rmtree(world.served)
@@ -437,7 +439,7 @@ def test_device_that_slept_through_three_roots_finds_its_way(world: World, way: 
 def test_old_stick_in_the_box_hides_nothing_and_raises_no_alarm(
     world: World,
     broker: Mosquitto,
-    stick_is_first: bool,  # noqa: FBT001
+    stick_is_first: bool,
 ):
     """The stick of last month's visit stays in the box for years, beside a server that is honest."""
     stick = FolderTransport(world.releases.at[1])
