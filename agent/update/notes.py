@@ -31,6 +31,8 @@ class CheckFailed:
     reason: str
     is_attack: bool = False
     """What came was wrong, not merely absent."""
+    is_disk: bool = False
+    """It came, and this device's disk is full, read-only or failing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,10 +111,10 @@ class CheckSchedule:
             )
             steps[0] = SetCondition("updates-untrusted", "error", text)
         if silence and self._backoff.attempts >= PATIENCE:
-            text = (
-                f"No source of updates answers: {silence.reason} What runs goes on. Check `update.transports` and the "
-                "network; it is tried again by itself."
-            )
+            what, check = "No source of updates answers", "`update.transports` and the network"
+            if silence.is_disk:
+                what, check = "What is asked for updates cannot be kept here", "the disk: its space and its permissions"
+            text = f"{what}: {silence.reason} What runs goes on. Check {check}; it is tried again by itself."
             steps[1] = SetCondition("no-update-source", "warning", text)
         elif silence:
             del steps[1]

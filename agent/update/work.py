@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from queue import PriorityQueue
 from typing import Self
 
-from agent.errors import BundleError, CandidateError, HoldfastError, OperatorError, UntrustedError
+from agent.errors import BundleError, CandidateError, HoldfastError, OperatorError, StateError, UntrustedError
 from agent.update.notes import Checked, CheckFailed, FetchFailed, FetchProgress, Staged, TrialRefused, Tried, WorkNote
 from agent.update.record import Slot
 
@@ -171,7 +171,9 @@ class Work:
 
 
 def _check_failed(model: str, error: HoldfastError) -> WorkNote:
-    return CheckFailed(model, _text(error), is_attack=isinstance(error, UntrustedError))
+    return CheckFailed(
+        model, _text(error), is_attack=isinstance(error, UntrustedError), is_disk=isinstance(error, StateError)
+    )
 
 
 def _fetch_failed(model: str, digest: str, error: HoldfastError) -> WorkNote:

@@ -164,7 +164,10 @@ class Start:
             marks = self._trust("B").high_water
             assert marks.release(CHANNEL) >= 2
             assert marks.version("timestamp") >= self._version("B")
-        is_at_b = (state := self._trust("B").state()) is not None and state.timestamp_version == self._version("B")
+        if state := self._trust("B").state():
+            marks = self._trust("B").high_water
+            assert all(marks.version(role) >= version for role, version in state.versions.items()), "a mark is behind"
+        is_at_b = state is not None and state.timestamp_version == self._version("B")
         for older in ["nothing", *(["A"] if progress or is_at_b else [])]:
             with pytest.raises(UntrustedError):
                 self._read(older)

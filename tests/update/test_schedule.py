@@ -138,6 +138,18 @@ def test_failures_back_off_and_are_said_when_they_last():
     assert bench.check() > DAY / 2
 
 
+def test_full_disk_is_not_taken_for_a_silent_network():
+    """The operator would look for the fault in the wrong place."""
+    bench = Bench()
+    for _ in range(4):
+        bench.schedule.began(bench.now_s)
+        steps = bench.schedule.failed(CheckFailed("m", "/x: no space left.", is_disk=True), bench.now_s)
+        bench.now_s = bench.schedule.due_s
+    text = next(step.text for step in steps if isinstance(step, SetCondition))
+    assert "no space left. What runs goes on. Check the disk" in text
+    assert "network" not in text
+
+
 def test_attack_is_said_at_once():
     """Somebody sends wrong metadata: a person must know."""
     bench = Bench()
