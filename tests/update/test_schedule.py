@@ -148,6 +148,20 @@ def test_what_a_person_must_change_is_said_at_once_with_the_next_step():
     assert said.text.endswith("Copy root.json there.") and "network" not in said.text
 
 
+def test_full_disk_is_not_taken_for_a_silent_network():
+    """The operator would look for the fault in the wrong place."""
+    bench = Bench()
+    for _ in range(4):
+        bench.schedule.began(bench.now_s)
+        note = CheckFailed("m", "/x: no space left.", hint="free space on the disk")
+        steps = bench.schedule.failed(note, bench.now_s)
+        bench.now_s = bench.schedule.due_s
+    text = next(step.text for step in steps if isinstance(step, SetCondition))
+    assert "no space left." in text
+    assert text.endswith("Free space on the disk.")
+    assert "network" not in text
+
+
 def test_attack_is_said_at_once():
     """Somebody sends wrong metadata: a person must know."""
     bench = Bench()

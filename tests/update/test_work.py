@@ -101,6 +101,7 @@ def test_jobs_give_their_notes(bench):
             UntrustedError("wrong signature", role="timestamp"),
             CheckFailed("m", "timestamp: wrong signature.", True),
         ),
+        ("check", StateError("disk full", where="/x"), CheckFailed("m", "/x: disk full.", is_disk=True)),
         ("check", ZeroDivisionError("ours"), CheckFailed("m", "ZeroDivisionError: ours.")),
         ("fetch", UnavailableError("silence"), FetchFailed("m", SLOT.digest, "silence.")),
         ("fetch", StateError("disk full", where="/x"), FetchFailed("m", SLOT.digest, "/x: disk full.")),
