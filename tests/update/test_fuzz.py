@@ -132,7 +132,7 @@ def damaged(draw: st.DrawFn, document: dict[str, Any]) -> bytes:
         if draw(st.integers(0, 4)) == 0:
             del container[key]
         else:
-            container[key] = draw(_ODD_VALUES | _ANY_VALUES)
+            container[key] = copy.deepcopy(draw(_ODD_VALUES | _ANY_VALUES))
     content = bytearray(json.dumps(value).encode())
     if draw(st.integers(0, 4)) == 0:
         at = draw(st.integers(0, len(content)))
