@@ -140,6 +140,9 @@ def damaged(draw: st.DrawFn, document: dict[str, Any]) -> bytes:
     return bytes(content)
 
 
+DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+
+
 def nested(depth: int) -> bytes:
     """A channel's document whose zones go as deep as a parser takes them."""
     document = copy.deepcopy(CHANNEL)
@@ -181,8 +184,10 @@ DOOR = PipelineJob(
 
 @FUZZ
 @given(damaged(CHANNEL), st.sampled_from(MOMENTS))
+@example(DEEP, MOMENTS[2])
 @example(nested(150), MOMENTS[2])
 @example(nested(190), MOMENTS[2])
+@example(json.dumps(CHANNEL).replace("2026-11-20T08:00:00Z", "0001-01-01T00:00:00+14:00").encode(), MOMENTS[2])
 def test_channel_document_of_any_kind_is_refused_or_remembered(content: bytes, now: datetime) -> None:
     """It decides what a device runs, so it is read before anything else, and what was understood must survive a restart."""
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(HoldfastError):
@@ -200,6 +205,7 @@ def test_channel_document_of_any_kind_is_refused_or_remembered(content: bytes, n
 
 @FUZZ
 @given(damaged(TRANSFER))
+@example(DEEP)
 def test_transfer_document_of_any_kind_is_refused_or_fetched_by(tmp_path: Path, content: bytes) -> None:
     """Lengths and names in it decide what is written where; the bytes themselves are away in this test."""
     manifest = json.dumps(MANIFEST).encode()
@@ -221,6 +227,7 @@ def test_transfer_document_of_any_kind_is_refused_or_fetched_by(tmp_path: Path, 
 
 @FUZZ
 @given(damaged(MANIFEST))
+@example(DEEP)
 def test_manifest_of_any_kind_is_refused_or_understood(content: bytes) -> None:
     """The digest only says that it was signed."""
     with contextlib.suppress(HoldfastError):
@@ -258,6 +265,8 @@ def damaged_files(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 @FUZZ
 @given(damaged_files())
+@example((DEEP, DEEP))
+@example((b"", b"\xff\xfe\0"))
 def test_record_of_any_kind_is_understood_or_set_aside(files: tuple[bytes, bytes]) -> None:
     """Whatever is on the disk, the agent starts, and its next record is kept."""
     with tempfile.TemporaryDirectory() as name:
