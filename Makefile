@@ -12,10 +12,11 @@ demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test
 	$(BIN)/pytest $(ARGS)
 
-soak: $(VENV)/.dev ## 200 + 200 times kill -9, about half an hour
-	HOLDFAST_SOAK=1 $(BIN)/pytest tests/e2e/test_kill.py -s $(ARGS)
+soak: $(VENV)/.dev ## 200 + 200 times kill -9 and long fuzzing, about an hour and a half
+	HOLDFAST_SOAK=1 $(BIN)/pytest tests/e2e/test_kill.py tests/update/test_fuzz.py tests/mqtt/test_fuzz.py \
+		tests/mqtt/test_pieces.py -s $(ARGS)
 
-conformance: $(VENV)/.dev ## The outside judge of our TUF client; tests/conformance/run.py says what it needs
+conformance: $(VENV)/.dev ## The outside judge of our TUF client, over HTTP and MQTT; tests/conformance/run.py says what it needs
 	$(BIN)/python tests/conformance/run.py $(ARGS)
 
 bench: $(VENV)/.dev ## Ratios against peers and ceilings, as one table

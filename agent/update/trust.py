@@ -285,12 +285,12 @@ def _moment(issued: object) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(issued) if isinstance(issued, str) else None
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        _log.warning("the timestamp's signed field `issued` is no time with a zone and is ignored: %.60r", issued)
-        return None
-    return moment.astimezone(UTC)
+        if moment is not None and moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    _log.warning("the timestamp's signed field `issued` is no time with a zone and is ignored: %.60r", issued)
+    return None
 
 
 @contextlib.contextmanager

@@ -140,3 +140,17 @@ def test_slot_remembers_the_assignment():
     assert (slot.release, slot.name, slot.version, slot.digest) == (9, "parcels", "1.2.0", "a" * 64)
     assert slot.pipelines == {"door": {"min_score": 0.7}}
     assert slot.rollback_reason == "noise"
+
+
+@pytest.mark.parametrize(
+    ("not_before", "is_open"),
+    [
+        pytest.param("0001-01-01T00:00:00+14:00", True, id="before the first day"),
+        pytest.param("9999-12-31T23:59:59-14:00", False, id="after the last day"),
+    ],
+)
+def test_moment_that_utc_cannot_say_is_the_nearest_one(not_before, is_open):
+    """A signed slip must not end the thread that asks for its correction."""
+    decision = choose(document({"not_before": not_before}), Device("box"), NOON)
+    assert decision.assignment
+    assert (decision.waits_for == "") is is_open
