@@ -20,6 +20,7 @@ from agent.backoff import Backoff
 from agent.clock import Clock, Random, SystemClock, SystemRandom
 from agent.device.plan import Candidate, Outcome
 from agent.device.planstore import PlanStore
+from agent.errors import BundleError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
 from agent.mqtt.link import Link
@@ -50,6 +51,7 @@ from agent.settings import Settings
 from agent.status import LinkStatus, Status
 from agent.update.notes import WorkNote
 from agent.update.record import Slot
+from agent.update.slots import Slots
 from agent.updating import Updating
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,10 @@ NOTES_A_TURN = 256
 """Then what is due by time gets its turn, however many notes still wait."""
 NOTES_AHEAD = 4096
 """Worker messages that may wait for core: then the workers wait, so that a slow disk does not fill the memory."""
+ARRIVALS_AHEAD = 64
+"""Messages of the broker that may wait for core, of up to 1 MiB each: then the broker waits, whatever it wants to send."""
+STUCK_S = 5.0
+"""Where core takes nothing for so long, what arrives is dropped rather than the connection."""
 
 Note: TypeAlias = LinkMessage | WorkerNote | PreparationNote | WorkNote | None
 """What comes through the queue; None asks to stop."""
@@ -90,11 +96,13 @@ class Core:
         farewell_s: float = 0.0,
     ) -> None:
         self._settings = settings
+        self._paths = paths
         self._clock = clock
         self._exit_when_finished = exit_when_finished
         self._farewell_s = farewell_s
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
         self._room = threading.Semaphore(NOTES_AHEAD)
+        self._room_for_arrivals = threading.Semaphore(ARRIVALS_AHEAD)
         self._device_id = device_identity(settings.device.name, paths, random)
         self._conditions = Conditions(clock)
         self._outbox = Outbox(
@@ -113,6 +121,10 @@ class Core:
         self._preparations: list[Preparation] = []
         self._preparation_backoff = Backoff(random, first_s=30.0, limit_s=600.0)
         self._prepare_again: dict[str, tuple[float, Wanted]] = {}
+        self._wishes: dict[str, Wanted] = {}
+        """Each model's newest. What comes of an older one answers no question any more."""
+        self._swapping: dict[str, Wanted] = {}
+        """What each model's worker was asked for last."""
         self._topics = Topics(settings.mqtt.topic_prefix if settings.mqtt else "holdfast", self._device_id)
         self._sensor_topics = sensor_topics(settings.sensors)
         self._link = self._make_link(random)
@@ -250,6 +262,12 @@ class Core:
         self._room.acquire()
         self._notes.put(note)
 
+    def _post_link_message(self, message: LinkMessage) -> None:
+        if isinstance(message, MessageArrived) and not self._room_for_arrivals.acquire(timeout=STUCK_S):
+            log.warning("a message on %s is dropped: %d others wait", message.topic, ARRIVALS_AHEAD)
+            return
+        self._notes.put(message)
+
     def _deal_with(self, note: Note) -> None:
         now_s = self._clock.monotonic()
         match note:
@@ -259,6 +277,7 @@ class Core:
             case PublishAcknowledged(session, token, reason_code):
                 self._carry_out(self._outbox.acknowledged(token, reason_code, session, now_s))
             case MessageArrived(topic, payload):
+                self._room_for_arrivals.release()
                 self._take_message(topic, payload, now_s)
             case Connected(session, protocol, receive_maximum):
                 self._reporter.set_link(LinkStatus("connected", protocol))
@@ -287,9 +306,9 @@ class Core:
                 self._reporter.update_model(model, trying=candidate)
             case TrialProgress(model, Outcome() as outcome):
                 self._reporter.add_outcome(model, outcome)
-            case Prepared():
-                self._run_model(note)
-            case PreparationFailed(wanted, error):
+            case Prepared() if self._is_newest(note.wanted):
+                self._run_model(note, now_s)
+            case PreparationFailed(wanted, error) if self._is_newest(wanted):
                 self._cannot_run(wanted, str(error), now_s)
             case _ if self._updating and isinstance(note, WorkNote):
                 self._updating.deal_with(note)
@@ -337,13 +356,17 @@ class Core:
 
     def _factory(self, model: str) -> Wanted | None:
         name, bundle = f"no-bundle-yet/{model}", self._settings.models[model].bundle
+        channel = self._settings.models[model].channel
+        if channel is None and (slot := Slots(self._paths.updates).load(model).active):
+            text = f"{slot.name} {slot.version} of a release ran here; without `channel:` the model's own `bundle:` runs"
+            self._conditions.set(f"release-unused/{model}", "info", text)
         if bundle is None:
-            channel = self._settings.models[model].channel
             self._conditions.set(name, "info", f"waiting for the first release of the channel {channel}")
             return None
         return Wanted(model, bundle)
 
     def _prepare(self, wanted: Sequence[Wanted]) -> None:
+        self._wishes.update((each.model, each) for each in wanted)
         preparation = Preparation(wanted, self._preparer, post=self._notes.put)
         self._preparations = [each for each in self._preparations if each.is_running] + [preparation]
         preparation.start()
@@ -356,32 +379,49 @@ class Core:
             self._prepare(due)
 
     def _switch(self, model: str, slot: Slot | None) -> None:
-        """The updater wants another bundle to run: verify it again, and let the worker swap between two samples."""
+        """The updater wants another bundle to run: verify it again, and let the worker swap between two samples.
+
+        Only the newest switch of a model is answered: by `_cannot_run`, by `_swap_ended`, or here.
+        """
+        assert self._updating is not None, "nobody else switches"
         self._prepare_again.pop(model, None)
-        wanted = self._updating.wanted(model, slot) if self._updating and slot else self._factory(model)
+        wanted = self._updating.wanted(model, slot) if slot else self._factory(model)
         if wanted is None:
+            self._wishes.pop(model, None)
             self._workers.end(model)
-            self._swap_ended(model, None)
+            self._updating.switched(model)
         else:
             self._prepare([replace(wanted, is_switch=True)])
+
+    def _is_newest(self, wanted: Wanted) -> bool:
+        return self._wishes.get(wanted.model) is wanted
 
     def _cannot_run(self, wanted: Wanted, reason: str, now_s: float) -> None:
         log.error("model %s cannot run %s: %s", wanted.model, wanted.bundle, reason)
         self._conditions.set(f"model-unusable/{wanted.model}", "error", reason)
+        if wanted.slot is None:  # the last resort: there is nothing else to go back to
+            self._prepare_again[wanted.model] = now_s + self._preparation_backoff.next_delay_s(), wanted
         if self._updating and (wanted.slot or wanted.is_switch):
             self._updating.switch_failed(wanted.model, reason)
-        else:
-            self._prepare_again[wanted.model] = now_s + self._preparation_backoff.next_delay_s(), wanted
 
     def _swap_ended(self, model: str, error: str | None) -> None:
         assert self._updating is not None, "nobody else switches"
+        asked = self._swapping.pop(model, None)
+        if asked is None or not self._is_newest(asked):
+            return
         if error is None:
             self._updating.switched(model)
         else:
             self._updating.switch_failed(model, error)
 
-    def _run_model(self, prepared: Prepared) -> None:
-        model, plan, manifest = prepared.wanted.model, prepared.plan, prepared.bundle.manifest
+    def _run_model(self, prepared: Prepared, now_s: float) -> None:
+        wanted, plan, manifest = prepared.wanted, prepared.plan, prepared.bundle.manifest
+        model, pipelines = wanted.model, self._pipelines[wanted.model]
+        try:
+            pipelines = with_overrides(pipelines, wanted.slot.pipelines if wanted.slot else {})
+        except BundleError as error:  # a release for the bundle that runs has no trial, and operators change their file
+            self._cannot_run(wanted, str(error), now_s)
+            return
         self._conditions.clear(f"model-unusable/{model}")
         self._conditions.clear(f"no-bundle-yet/{model}")
         chosen = plan.chosen
@@ -394,11 +434,9 @@ class Core:
             variant=manifest.variant(chosen.variant),
         )
         log.info("model %s: %s: %s", model, chosen.label, plan.reason)
-        pipelines = self._pipelines[model]
-        if prepared.wanted.slot:
-            pipelines = with_overrides(pipelines, prepared.wanted.slot.pipelines)
         job = Job(model, str(prepared.bundle.folder), chosen, pipelines)
-        if prepared.wanted.is_switch:
+        if wanted.is_switch:
+            self._swapping[model] = wanted
             self._workers.swap(job)
         else:
             self._workers.add(job)
@@ -412,7 +450,7 @@ class Core:
         return Link(
             self._settings.mqtt,
             self._topics,
-            post=self._notes.put,
+            post=self._post_link_message,
             clock=self._clock,
             random=random,
             subscriptions=subscriptions,

@@ -7,6 +7,10 @@ import logging
 import re
 import sys
 
+MOST_CHARACTERS = 1000
+"""Of a text from outside that is kept, reported or shown."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys (ECMA-48; not newline and tab), what turns the direction of writing round, and what UTF-8 lacks."""
 _URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^/@:\s]*):(?P<password>[^/\s]*)@", re.IGNORECASE)
 
 
@@ -15,9 +19,20 @@ def mask_url(text: str) -> str:
     return _URL_PASSWORD.sub(r"\g<scheme>\g<user>:***@", text)
 
 
+def printable(text: str) -> str:
+    """Spell out control characters: whoever wrote a text from outside must not steer the terminal that shows it."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def brief(text: str) -> str:
+    """Return the beginning of a text from outside, printable: it goes into records, retained messages and tables."""
+    text = printable(text[: MOST_CHARACTERS + 1])
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
+
+
 class _MaskingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return mask_url(super().format(record))
+        return printable(mask_url(super().format(record)))
 
 
 class JsonFormatter(logging.Formatter):

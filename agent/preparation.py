@@ -25,7 +25,7 @@ from agent.device.probing import probe_facts
 from agent.device.profile import Profile
 from agent.device.profiles import load_profiles, select
 from agent.errors import BundleError, HoldfastError
-from agent.trial.planner import make_plan
+from agent.trial.planner import make_plan, stored_plan
 from agent.update.record import Slot
 
 log = logging.getLogger(__name__)
@@ -129,25 +129,31 @@ class Preparer:
     def prepare(self, wanted: Wanted, stop: threading.Event, post: Post) -> Prepared:
         """Open the bundle, check what will be used of it, and return it with a stored or a measured plan.
 
+        One with a stored plan waits for no trial of another: the way back does not take as long as somebody's way in.
+
         Raises:
             BundleError: the bundle is damaged, or not what the release says.
             CandidateError: nothing can run it here; each refusal is in the text.
             StoppedPreparingError: `stop` was set.
         """
+        facts, profile = self.device(stop)
+        bundle = self._open(wanted, stop)
+        post(BundleOpened(wanted, bundle))
+        if stored := stored_plan(bundle, facts, profile, self._store):
+            return Prepared(wanted, bundle, stored, was_stored=True)
         with self._measuring:
-            facts, profile = self.device(stop)
-            bundle = self._open(wanted, stop)
-            post(BundleOpened(wanted, bundle))
-            trials: list[Candidate | Outcome] = []
-
-            def progress(each: Candidate | Outcome) -> None:
-                trials.append(each)
-                post(TrialProgress(wanted.model, each))
-
-            plan = make_plan(bundle, facts, profile, self._store, self._clock, progress=progress, stop=stop)
+            plan = make_plan(
+                bundle,
+                facts,
+                profile,
+                self._store,
+                self._clock,
+                progress=lambda each: post(TrialProgress(wanted.model, each)),
+                stop=stop,
+            )
         if plan is None:
             raise StoppedPreparingError("stopped while measuring")
-        return Prepared(wanted, bundle, plan, was_stored=not trials)
+        return Prepared(wanted, bundle, plan, was_stored=False)
 
     def _open(self, wanted: Wanted, stop: threading.Event) -> Bundle:
         if wanted.slot is None:

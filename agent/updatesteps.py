@@ -18,7 +18,15 @@ from agent.bundle.manifest import Manifest
 from agent.bundle.reader import open_bundle
 from agent.clock import Clock
 from agent.device.planning import p99_limit_ms
-from agent.errors import BundleError, HoldfastError, OperatorError, StateError, UnavailableError, UntrustedError
+from agent.errors import (
+    BundleError,
+    HoldfastError,
+    OperatorError,
+    StateError,
+    StoppedError,
+    UnavailableError,
+    UntrustedError,
+)
 from agent.pipeline.jobs import check_kind
 from agent.pipeline.messages import PipelineJob
 from agent.pipeline.overrides import with_overrides
@@ -118,7 +126,7 @@ class UpdateSteps:
         if self._trust is None:  # the agent was started again in the middle of it
             self._newest_word(self._channels[model])
         stager = Stager(self._store, self._transports, unpack_here, self._clock, elsewhere=self._elsewhere)
-        stager.stage(slot, self._opened_trust().target, self._variants, progress, stop)
+        stager.stage(slot, self._target, self._variants, progress, stop)
         self._transports.close()
 
     def try_(self, model: str, slot: Slot, stop: threading.Event) -> Tried:
@@ -173,7 +181,11 @@ class UpdateSteps:
             last = source
             try:
                 document = self._read(source, channel)
-            except (UntrustedError, UnavailableError) as error:
+            except (
+                UntrustedError,
+                UnavailableError,
+                OperatorError,
+            ) as error:  # a signed document may be of no use, too
                 failures.append(error)
                 continue
             if best is None or document.release >= best[0]:
@@ -188,6 +200,20 @@ class UpdateSteps:
         self._source = source
         trust = self._opened_trust()
         return read_channel(trust, trust.high_water, channel)
+
+    def _target(self, path: str, limit_bytes: int) -> bytes:
+        """Return a signed document from whoever has it: the one with the newest word may withhold the rest, or alter it."""
+        trust = self._opened_trust()
+        failures: list[HoldfastError] = []
+        for source in dict.fromkeys((self._source, *self._transports.members)):
+            self._source = source
+            try:
+                return trust.target(path, limit_bytes)
+            except StoppedError:
+                raise
+            except (UntrustedError, UnavailableError) as error:
+                failures.append(error)
+        raise _most_telling(failures)
 
     def _opened_trust(self) -> Trust:
         """Open it when it is first needed: python-tuf takes 30 MiB, which a device without updates should not pay."""
@@ -215,6 +241,8 @@ class UpdateSteps:
 
 
 def _most_telling(failures: Sequence[HoldfastError]) -> HoldfastError:
-    """Return what to raise where nobody was right: an attack before silence."""
-    wrong = next((each for each in failures if isinstance(each, UntrustedError)), None)
-    return wrong or (failures[0] if failures else UnavailableError("no transport is configured"))
+    """Return what to raise where nobody was right: an attack before nonsense before silence."""
+    for kind in (UntrustedError, OperatorError, HoldfastError):
+        if found := next((each for each in failures if isinstance(each, kind)), None):
+            return found
+    return UnavailableError("no transport is configured")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from agent.log import brief
 from agent.pipeline.messages import Beat
 from agent.update.notes import Health
 
@@ -36,7 +37,7 @@ class Watch:
     def crashed(self, failure: str, *, has_stalled: bool) -> None:
         """The process ended through the bundle: nobody had asked for it, and nothing else was being loaded."""
         self.crashes += 1
-        self.last_failure = failure
+        self.last_failure = brief(failure)
         self.has_stalled = self.has_stalled or has_stalled
 
     def health(self, now_s: float) -> Health:

@@ -71,11 +71,9 @@ def make_plan(
     Raises:
         CandidateError: nothing can run this bundle here; the message lists every refusal.
     """
+    if not again and (stored := stored_plan(bundle, facts, profile, store)):
+        return stored
     found, refused = candidates(facts, profile, bundle.manifest, bundle.variants_present())
-    if not again:
-        stored = store.load(plan_key(facts.fingerprint, bundle.digest, facts.runtime_version))
-        if stored and still_holds(stored, profile, found):
-            return stored
     measuring = _Measuring(bundle, profile, clock, run, progress, stop or threading.Event())
     outcomes = [*measuring.settle(measuring.all_of(found)), *refused]
     if measuring.stop.is_set():
@@ -83,6 +81,13 @@ def make_plan(
     plan = choose(facts, profile, bundle.manifest, digest=bundle.digest, outcomes=outcomes, made_at=_rfc3339(clock))
     _save(store, plan)
     return plan
+
+
+def stored_plan(bundle: Bundle, facts: Facts, profile: Profile, store: PlanStore) -> Plan | None:
+    """Return the plan that was measured here before, if it still holds. Nothing is measured, so nobody is disturbed."""
+    found, _ = candidates(facts, profile, bundle.manifest, bundle.variants_present())
+    stored = store.load(plan_key(facts.fingerprint, bundle.digest, facts.runtime_version))
+    return stored if stored and still_holds(stored, profile, found) else None
 
 
 @dataclass(frozen=True, slots=True)

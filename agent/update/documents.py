@@ -21,6 +21,8 @@ from agent.update.settings import ChannelName, GroupName, TimeWindow
 CHUNK_BYTES = 65536
 MAX_CHANNEL_BYTES = 256_000
 MAX_TRANSFER_BYTES = 8_000_000
+ReleaseNumber = Annotated[int, Field(ge=1, lt=2**53)]
+"""What every JSON reader takes exactly (RFC 8259 section 6), and SQLite too."""
 Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=64)]
 
 
@@ -55,7 +57,7 @@ class PipelineOverrides(_Document):
 class Assignment(_Document):
     """What the devices that it selects should run."""
 
-    release: Annotated[int, Field(ge=1)]
+    release: ReleaseNumber
     bundle: BundleReference
     percent: Annotated[int, Field(ge=0, le=100)] = 100
     """The share of devices that it selects: SHA-256(seed + "/" + device id) as a number < percent of its range."""
@@ -75,7 +77,7 @@ class ChannelDocument(_Document):
 
     schema_version: Literal[1] = 1
     channel: ChannelName
-    release: Annotated[int, Field(ge=1)]
+    release: ReleaseNumber
     """Rises with every change of this document."""
     issued: datetime
     assignments: Annotated[tuple[Assignment, ...], Field(max_length=64)]

@@ -10,7 +10,7 @@ No thread, no clock, no disk: `agent.update.updater` carries the actions out, in
 4. Whatever fails by the network or the disk comes again by itself; whatever the release is to blame for is denied, until
    a newer release number offers it.
 
-`Switch` may name what runs already; the app answers every one with `Switched` or `SwitchFailed`, in order.
+`Switch` may name what runs already; the app answers the newest one with `Switched` or `SwitchFailed`, and no older one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from typing import Any
 
 from agent import atomicfile
 
-FILE = "report.json"
+FILE = "all.report.json"
+"""No model's record is called so: names of models have no dot."""
 log = logging.getLogger(__name__)
 
 

@@ -74,7 +74,7 @@ class CheckSchedule:
     def checked(self, note: Checked, now_s: float) -> list[Step]:
         """One model's answer came."""
         self._failed.pop(note.model, None)
-        self._known = max(self._known, note.timestamp)
+        self._known = note.timestamp  # may fall: once a stolen key's huge version was revoked, hints count again
         return self._end_of_one(note.model, now_s)
 
     def failed(self, note: CheckFailed, now_s: float) -> list[Step]:

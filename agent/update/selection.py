@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 
+from agent.log import brief
 from agent.update.documents import Assignment, ChannelDocument
 from agent.update.record import Slot
 
@@ -81,7 +82,7 @@ def slot_of(assignment: Assignment) -> Slot:
             name: overrides.model_dump(mode="json", exclude_none=True)
             for name, overrides in assignment.pipelines.items()
         },
-        rollback_reason=assignment.rollback.reason if assignment.rollback else None,
+        rollback_reason=brief(assignment.rollback.reason) if assignment.rollback else None,
         not_before=assignment.not_before,
         window=assignment.window,
     )

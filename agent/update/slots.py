@@ -25,8 +25,8 @@ from agent.update.record import Record
 
 log = logging.getLogger(__name__)
 
-_MAX_BYTES = 8 * MAX_CHANNEL_BYTES
-"""Three slots with all overrides that a channel's document can hold, escaped."""
+_MAX_BYTES = 16 * MAX_CHANNEL_BYTES
+"""Three slots with all overrides that a channel's document can hold, escaped (thrice as long at worst), and the denials."""
 _record: TypeAdapter[Record] = TypeAdapter(Record)
 
 
@@ -52,11 +52,18 @@ class Slots:
         """Replace a model's record; it is durable when this returns.
 
         Raises:
-            StateError: the disk is full, read-only or failing. The old record, or this one, is there and whole.
+            StateError: the disk is full, read-only or failing, or `load` would not take so large a record. The old record,
+                or this one, is there and whole.
         """
         generation = self._generations.get(record.model, 0) + 1
         content = _to_json(record, generation)
         path, copy = self._paths(record.model)
+        if len(content) > _MAX_BYTES:
+            raise StateError(
+                f"an update's record of {len(content)} bytes is not written, {_MAX_BYTES} are the limit",
+                where=str(path),
+                hint="publish a release with fewer settings of pipelines",
+            )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             atomicfile.write(path, content)
@@ -92,7 +99,7 @@ class Slots:
 def _to_json(record: Record, generation: int) -> bytes:
     value = _record.dump_python(record, mode="json")
     envelope = {"sha256": _checksum(generation, value), "generation": generation, "record": value}
-    return json.dumps(envelope, indent=1).encode()
+    return json.dumps(envelope).encode()
 
 
 def _from_json(content: bytes) -> tuple[int, Record]:

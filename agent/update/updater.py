@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from agent.clock import Clock, Random
 from agent.errors import StateError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
+from agent.log import brief
 from agent.update.actions import Action, Cancel, Check, Collect, Fetch, Log, Save, Switch, Try, WakeAt
 from agent.update.history import History, Step
 from agent.update.machine import Machine
@@ -91,8 +92,8 @@ class Updater:
         settings: The operator's `update:` section.
         folder: `StatePaths.updates`.
         work: Carries out what takes long; its notes come to `deal_with`.
-        switch: Verify a slot (None: the factory bundle) and run it. The app answers every one, in order, with `switched` or
-            `switch_failed`; where that runs already, at once. May answer from within the call.
+        switch: Verify a slot (None: the factory bundle) and run it. The app answers the newest one of each model with
+            `switched` or `switch_failed`; what a newer one replaced has no answer. May answer from within the call.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class Updater:
 
     def switch_failed(self, model: str, reason: str) -> None:
         """What the last `switch` named, or what `active` said at the start, cannot run."""
+        reason = brief(reason)
         self._tell(model, SwitchFailed(reason if reason.endswith(".") else f"{reason}."))
 
     def request(self, request: Request) -> None:

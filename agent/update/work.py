@@ -21,6 +21,7 @@ from queue import PriorityQueue
 from typing import Self
 
 from agent.errors import BundleError, CandidateError, HoldfastError, OperatorError, StateError, UntrustedError
+from agent.log import brief
 from agent.update.notes import Checked, CheckFailed, FetchFailed, FetchProgress, Staged, TrialRefused, Tried, WorkNote
 from agent.update.record import Slot
 
@@ -191,5 +192,5 @@ def _trial_failed(model: str, digest: str, error: HoldfastError) -> WorkNote:
 
 
 def _text(error: HoldfastError) -> str:
-    text = f"{error.where}: {error.message}" if error.where else error.message
+    text = brief(f"{error.where}: {error.message}" if error.where else error.message)
     return text if text.endswith(".") else f"{text}."

@@ -84,15 +84,16 @@ def publish(qos: int, payload: bytes, claimed: int | None = None) -> bytes:
         pytest.param(publish(0, b"", claimed=200_000_000), id="a packet that claims 200 MB"),
         pytest.param(publish(0, bytes(2 * LIMIT)), id="a packet over the limit"),
         pytest.param(publish(2, b"kept until released"), id="QoS 2, which nobody subscribed to"),
+        pytest.param(bytes([0x30, 5, 0, 2, 0xFF, 0xFE, 0]), id="a topic that is no UTF-8"),
     ],
 )
-def test_broker_that_would_fill_the_memory_is_hung_up_on(
+def test_broker_that_would_fill_the_memory_or_end_the_thread_is_hung_up_on(
     broker_that_says: Callable[[bytes], FakeBroker], words: bytes
 ) -> None:
     got: list[LinkMessage] = []
     broker = broker_that_says(words)
     session = connected(broker.port, got)
-    session.wait_until_over()
+    assert session._over.wait(20)
     session.close()
     assert broker.hung_up.wait(10)
     assert got == []

@@ -14,6 +14,7 @@ from agent.device.plan import Candidate, Measurement, Outcome
 from agent.device.planstore import PlanStore
 from agent.device.profile import Profile
 from agent.errors import CandidateError
+from agent.preparation import Preparer, Wanted
 from agent.trial.planner import make_plan
 
 FACTS = Facts(
@@ -220,3 +221,16 @@ def test_real_trials_choose_the_variant_that_is_right(make_tiny_bundle, tiny_cla
     assert plan.chosen.variant == "fp32"
     refusals = {o.candidate.variant: o.refusal for o in plan.outcomes}
     assert refusals == {"fp32": None, "int8": "agrees with the golden answers by 0.000; at least 0.900 is required"}
+
+
+def test_bundle_with_a_plan_waits_for_nobody_s_trial(make_tiny_bundle, tiny_classifier, tmp_path, clock):
+    """The way back, and the start of the device, once took as long as the trial of another model's release."""
+    folder = make_tiny_bundle({"fp32": tiny_classifier(), "int8": tiny_classifier(0.9)})
+    store = PlanStore(tmp_path / "plans")
+    (tmp_path / "plans").mkdir()
+    plan = make_plan(open_bundle(folder), FACTS, profile(), store, clock, run=Bench(clock, apart()))
+    preparer = Preparer(None, store, clock)
+    preparer._known = FACTS, profile()
+    with preparer._measuring:
+        prepared = preparer.prepare(Wanted("m", str(folder)), threading.Event(), lambda note: None)
+    assert (prepared.plan, prepared.was_stored) == (plan, True)

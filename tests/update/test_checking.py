@@ -112,3 +112,13 @@ def test_a_channel_that_nobody_publishes_is_told_from_an_attack(trust: Trust):
     """A typing error in `models:`."""
     with pytest.raises(UnavailableError, match="signs no such document"):
         read_channel(trust, trust.high_water, "stabel")
+
+
+@pytest.mark.parametrize("where", ["document", "assignment"])
+def test_number_that_sqlite_cannot_hold_is_refused(trust: Trust, repository: TufRepository, where: str):
+    """It once came as far as the history, whose error ended core at every start."""
+    document = json.loads(_document(4))
+    (document if where == "document" else document["assignments"][0])["release"] = 2**63
+    repository.publish({STABLE: json.dumps(document).encode()})
+    with pytest.raises(OperatorError, match="less than"):
+        _read(trust)

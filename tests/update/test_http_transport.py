@@ -353,3 +353,11 @@ def test_pace_lets_a_burst_pass_and_then_the_rate():
 def test_patience_defaults_bear_with_a_bad_line():
     """A modem's 9.6 kbit/s is not an attack."""
     assert Patience().least_bytes_s < 9600 / 10
+
+
+def test_redirect_does_not_lead_from_https_to_the_plain_pages_of_the_device_s_own_network():
+    """A hostile mirror would have the device press its router's buttons: there, a GET is often enough."""
+    transport = HttpTransport("https://mirror.example/releases", CLOCK, Pace(CLOCK, None))
+    with pytest.raises(UnavailableError, match="redirects to"):
+        transport._redirected("https://mirror.example/releases/x", "http://192.168.1.1/reboot")
+    assert transport._redirected("https://mirror.example/x", "//cdn.example/x") == "https://cdn.example/x"

@@ -199,3 +199,13 @@ def test_operator_is_served_at_once():
     bench.schedule.began(bench.now_s)
     bench.schedule.wanted(bench.now_s)
     assert bench.schedule.due_s == bench.now_s
+
+
+def test_hints_count_again_once_a_stolen_key_is_revoked():
+    """Its holder signed the largest version there is; the recovery (TUF, section 5.3.11) begins below."""
+    bench = Bench()
+    bench.timestamp = 10**17
+    bench.check()
+    bench.timestamp = 2
+    bench.check()
+    assert bench.hint(b"3") < MIN_GAP_S + SETTINGS.hint_jitter_s

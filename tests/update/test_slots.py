@@ -151,3 +151,22 @@ def test_any_bytes_are_survived(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("slots")
     (folder / "people.json").write_bytes(content)
     assert Slots(folder).load("people") == Record("people")
+
+
+def test_most_that_a_channel_may_say_is_read_again(tmp_path):
+    """A record that could be written and not read would take the confirmed bundle with it at the next start."""
+    nested = list(range(10)) * 11_000
+    for _ in range(120):
+        nested = [nested]
+    record = replace(RECORD, candidate=replace(ACTIVE, release=9, pipelines={"door": {"rules": {"r": nested}}}))
+    Slots(tmp_path).save(record)
+    assert Slots(tmp_path).load("people") == record
+
+
+def test_record_that_would_not_be_read_again_is_not_written(tmp_path):
+    """What is on disk stays what a restart runs."""
+    slots = Slots(tmp_path)
+    slots.save(RECORD)
+    with pytest.raises(StateError, match="not written"):
+        slots.save(replace(RECORD, reason="x" * 5_000_000))
+    assert Slots(tmp_path).load("people") == RECORD

@@ -185,3 +185,12 @@ def test_failing_collect_harms_nothing(bench):
     bench.work.collect(frozenset())
     bench.work.check("m")
     assert bench.note() == Checked("m", 1, None)
+
+
+def test_signed_text_is_neither_endless_nor_obeyed_by_a_terminal(bench):
+    """A reason is kept in the record, retained at the broker and printed: megabytes of it would cut the device off."""
+    bench.does["fetch"] = raising(BundleError("\x1b]0;gotcha\x07" + "x" * 8_000_000))
+    bench.work.fetch("m", SLOT)
+    note = bench.note()
+    assert len(note.reason) <= 1001
+    assert note.reason.startswith("\\x1b]0;gotcha\\x07xxx")

@@ -2,7 +2,8 @@
 
 Takes the repository's paths; asks for what is missing by ranges, bears with a server that knows none, and checks nothing
 but the shape: whoever asked checks the bytes. Refuses: more than was asked for, compression, redirects to anything but
-http(s) or without end. Certificates are always verified.
+http(s), from https to http (a mirror must not send a device to the plain pages of its own network) or without end.
+Certificates are always verified.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ class HttpTransport:
     def _redirected(self, url: str, location: str) -> str:
         try:
             target = urlsplit(urljoin(url, location))
-            if target.scheme in {"http", "https"} and target.hostname and target.port != 0:
+            schemes = {"https"} if urlsplit(url).scheme == "https" else {"http", "https"}
+            if target.scheme in schemes and target.hostname and target.port != 0:
                 return urlunsplit(target._replace(netloc=target.netloc.rpartition("@")[2], fragment=""))
         except ValueError:
             pass
