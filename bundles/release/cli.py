@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -343,17 +344,19 @@ def serve(
 
     from agent.clock import SystemClock, SystemRandom
     from bundles.release import serving
+    from bundles.release.repository import BusyError
 
     settings = broker.settings(
         host, port=port, user=user, password_env=password_env, ca=ca, cert=cert, key=tls_key, prefix=prefix
     )
-    repository = open_with(repo, None, None, online_keys)
-    if online_keys:
-        print_outcome(repository.refresh(only_if_due=True), as_json=False)
+    open_with(repo, None, None, online_keys)
 
     def refresh_if_due() -> None:
-        open_with(repo, None, None, online_keys).refresh(only_if_due=True)
+        with contextlib.suppress(BusyError):  # another server, beside this one, is at it
+            open_with(repo, None, None, online_keys).refresh(only_if_due=True)
 
+    if online_keys:
+        refresh_if_due()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
