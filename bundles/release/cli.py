@@ -129,7 +129,9 @@ def publish(
     """Assign a bundle to a share of a channel's devices."""
     from bundles.release.overrides import read_overrides
 
-    document, outcome = open_with(repo, keys, key, online_keys).publish(
+    repository = open_with(repo, keys, key, online_keys)
+    others = repository.channels()
+    document, outcome = repository.publish(
         channel,
         bundle,
         version,
@@ -139,6 +141,10 @@ def publish(
         window=window,
         pipelines=read_overrides(set_) if set_ else None,
     )
+    if others and channel not in others and not as_json:
+        typer.echo(
+            f"{channel} is a new channel, beside {', '.join(others)}: only devices with `channel: {channel}` follow it"
+        )
     print_release(document, outcome, as_json=as_json)
 
 
@@ -231,7 +237,8 @@ def status(
     settings = broker.settings(
         host, port=port, user=user, password_env=password_env, ca=ca, cert=cert, key=tls_key, prefix=prefix
     )
-    devices = read_fleet(settings, f"holdfast-fleet-{SystemRandom().bytes(4).hex()}")
+    with broker.said_as_options():
+        devices = read_fleet(settings, f"holdfast-fleet-{SystemRandom().bytes(4).hex()}")
     if as_json:
         print_json([asdict(device) for device in devices])
         return
