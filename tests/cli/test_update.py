@@ -163,3 +163,17 @@ def test_row_shows_how_far_a_download_is():
 def test_device_without_any_bundle_runs_nothing_yet():
     """It must not claim an operator's bundle that nobody named."""
     assert update._row("m", MODEL, Settings())[3] == "nothing yet"
+
+
+def test_terminal_shows_a_bar_with_bytes_and_speed(monkeypatch, capsys):
+    """Somebody waits beside the box."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    from agent.cli.updatefollowing import _Display
+
+    model = {**MODEL, "state": "fetching", "candidate": {"name": "people", "version": "2", "release": 7}}
+    with _Display() as display:
+        display.show("m", model)
+        display.show("m", {**model, "progress": {"done_bytes": 2**19, "total_bytes": 2**21, "transport": "mqtt"}})
+    shown = capsys.readouterr().err
+    assert "m: fetching people 2 by mqtt" in shown and "0.5/2.0 MiB" in shown
