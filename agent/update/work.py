@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from queue import PriorityQueue
 from typing import Self
 
-from agent.errors import BundleError, CandidateError, HoldfastError, OperatorError, StateError, UntrustedError
+from agent.errors import BundleError, CandidateError, HoldfastError, OperatorError, UntrustedError
 from agent.log import brief
 from agent.update.notes import Checked, CheckFailed, FetchFailed, FetchProgress, Staged, TrialRefused, Tried, WorkNote
 from agent.update.record import Slot

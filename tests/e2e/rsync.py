@@ -5,7 +5,6 @@ Copies files and folders (a folder without a trailing slash with its own name) i
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ def copy(source: Path, target: Path, options: set[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.rsync")
     shutil.copy2(source, beside)
-    os.replace(beside, target)
+    beside.replace(target)
     if "--remove-source-files" in options:
         source.unlink()
 
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> int:
     options = {word for word in arguments if word.startswith("-")}
     *sources, destination = (word for word in arguments if not word.startswith("-"))
     if options - KNOWN or any(source.endswith("/") for source in sources) or not Path(destination).is_dir():
-        print(f"this stand-in cannot do that: {arguments}", file=sys.stderr)
+        sys.stderr.write(f"this stand-in cannot do that: {arguments}\n")
         return 1
     for source in map(Path, sources):
         files = [source] if source.is_file() else [each for each in sorted(source.rglob("*")) if each.is_file()]

@@ -37,7 +37,9 @@ class Page:
         text = path.read_text("utf-8")
         section = text[text.index(f"\n## {title}\n") + 1 :]
         self.text = section[: section.find("\n## ")]
-        self.commands = [shlex.split(line, comments=True) for line in re.findall(r"^    (\S.*)$", self.text, re.MULTILINE)]
+        self.commands = [
+            shlex.split(line, comments=True) for line in re.findall(r"^    (\S.*)$", self.text, re.MULTILINE)
+        ]
         self.used: set[int] = set()
 
     def command(self, *beginning: str) -> list[str]:

@@ -5,18 +5,25 @@ Everybody has a client certificate and only the rights of the ACL in docs/releas
 
 from __future__ import annotations
 
+import queue
+import re
+import signal
 import ssl
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any, Self
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.bundle.finding import find_bundle
 from agent.update.documents import Assignment, BundleReference
 from agent.update.selection import Device, selects
 from simulator.consumer import Consumer
 from simulator.demo_releases import rewrite
+from simulator.mirror import Mirror
 from tests.e2e.site import REPOSITORY, Box, Page, Site, wait
 
 README = REPOSITORY / "README.md"
@@ -60,6 +67,56 @@ def bring(site: Site, page: Page) -> None:
     site.server.run(page.command("ssh", "server")[2:])
 
 
+class Guest:
+    """A client with somebody's certificate. A context manager."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        self._codes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        self._client.tls_set_context(tls_of(site, name))
+        self._client.on_connect = lambda *_: self._codes.put("connected")
+        self._client.on_subscribe = lambda *_: self._codes.put("subscribed")
+        self._client.on_publish = lambda _client, _data, _mid, code, _more: self._codes.put(str(code))
+        self._client.on_message = lambda _client, _data, message: self._heard.put(message.topic)
+        self._client.connect("127.0.0.1", site.broker.port)
+
+    def publish(self, topic: str) -> str:
+        """Return what the broker answers."""
+        self._client.publish(topic, b"7", qos=1)
+        code = self._codes.get(timeout=20)
+        return "Success" if code == "No matching subscribers" else code
+
+    def subscribe(self, topic: str) -> None:
+        """mosquitto 2.0 grants everything, and then delivers what the ACL allows."""
+        self._client.subscribe(topic, 1)
+        assert self._codes.get(timeout=20) == "subscribed"
+
+    def hears_until(self, topic: str) -> set[str]:
+        """Return the topics of what came, up to a message on `topic`."""
+        heard = {self._heard.get(timeout=20)}
+        while topic not in heard:
+            heard.add(self._heard.get(timeout=20))
+        return heard
+
+    def __enter__(self) -> Self:
+        self._client.loop_start()
+        assert self._codes.get(timeout=20) == "connected"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+def tls_of(site: Site, name: str) -> ssl.SSLContext:
+    """Return somebody's way into the broker."""
+    pair = site.certificates.issue(name)
+    tls = ssl.create_default_context(cafile=site.certificates.ca)
+    tls.load_cert_chain(pair.cert, pair.key)
+    return tls
+
+
 def place_of(name: str) -> int:
     """Return the smallest percentage of channel stable's first release that takes a device in."""
     bundle = BundleReference(name="parcels", version="2.0.0", manifest_sha256="0" * 64)
@@ -69,10 +126,7 @@ def place_of(name: str) -> int:
 
 def consumer(site: Site, box: Box) -> Consumer:
     """Return who takes a box's events."""
-    pair = site.certificates.issue("consumer")
-    tls = ssl.create_default_context(cafile=site.certificates.ca)
-    tls.load_cert_chain(pair.cert, pair.key)
-    return Consumer(site.broker.port, device=box.name, name=f"consumer-{box.name}", tls=tls)
+    return Consumer(site.broker.port, device=box.name, name=f"consumer-{box.name}", tls=tls_of(site, "consumer"))
 
 
 def private_keys(folder: Path) -> set[str]:
@@ -171,3 +225,105 @@ def check_history(page: Page, boxes: list[Box]) -> None:
         assert confirmed == ["2.0.0", "1.0.0"]
         assert not [step for step in steps if step["after"] in ("refused", "rolled_back")]
         assert "2.0.0" in box.run(history)
+
+
+@pytest.fixture(scope="module")
+def field(site: Site, page: Page) -> list[str]:
+    """Give the shipped bundle to everybody in the channel `field`; return the command of its server."""
+    words = ["holdfast", "release", "publish", "releases", "--channel", "field", "--bundle", "parcels"]
+    site.laptop.run([*words, "--version", "1.0.0"])
+    bring(site, page)
+    return page.command("holdfast", "release", "serve")
+
+
+def new_box(site: Site, name: str, prefix: str = "holdfast", **update: Any) -> Box:
+    """Set up a device that has no bundle at all, so that every byte must come."""
+    tls = {"ca": "ca.pem", "cert": f"{name}.pem", "key": f"{name}.key"}
+    sections = {
+        **CAMERA,
+        "device": {"name": name},
+        "mqtt": {"host": "127.0.0.1", "tls": tls, "topic_prefix": prefix},
+        "models": {"parcels": {"channel": "field"}},
+        "update": {"root": "root.json", **update},
+    }
+    return site.box(name, "{}", sections, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def unanswered(site: Site, field: list[str]) -> Iterator[Box]:
+    """Return a device on whose topics no release server is; started early, since it waits for half a minute."""
+    with Mirror(site.folder / "server" / "srv" / "releases") as mirror:
+        box = new_box(site, "yard-box2", "elsewhere", transports=["mqtt", mirror.url])
+        box.start(["holdfast", "run"])
+        yield box
+
+
+def is_under_way(box: Box) -> bool:
+    """Whether some of the bytes are here, and some are not."""
+    progress = box.report()["progress"]
+    return bool(progress and 0 < progress["done_bytes"] < progress["total_bytes"] * 3 // 4)
+
+
+@pytest.mark.usefixtures("unanswered")
+def test_killed_server_is_stood_in_for_by_the_other_one(site: Site, field: list[str]):
+    """Two servers share the requests; the one that dies takes only what was on its way with it."""
+    servers = [site.server.start(field, f"log{number}") for number in range(2)]
+    box = new_box(site, "yard-box1", rate_limit_kib_s=150)
+    box.start(["holdfast", "run"])
+    wait(lambda: is_under_way(box), 60, lambda: (box.report(), box.log()))
+    assert "% of" in box.run(["holdfast", "update", "status"])
+    servers[0].kill()
+    wait(lambda: box.stands_at("confirmed", "1.0.0"), 90, lambda: (box.report(), box.log()))
+    box.stop()
+    servers[1].send_signal(signal.SIGTERM)
+    servers[1].wait(20)
+    steps = [step["after"] for step in reversed(box.json(["holdfast", "update", "history"]))]
+    assert steps == ["fetching", "staged", "trying", "switching", "probation", "confirmed"], "no fetch was begun again"
+    said = re.search(r"served (\d+) pieces", site.server.log("log1"))
+    assert said and int(said[1]) > 0
+
+
+def test_device_goes_on_over_http_where_no_release_server_answers(unanswered: Box):
+    """MQTT is first in its list; its silence is waited for once, not once a blob."""
+    wait(lambda: unanswered.stands_at("confirmed", "1.0.0"), 120, lambda: (unanswered.report(), unanswered.log()))
+    unanswered.stop()
+    assert "mqtt is passed over" not in unanswered.log(), "the check has found out already"
+
+
+def test_stick_brings_a_release_to_a_box_without_any_network(site: Site, field: list[str]):
+    """`release export`, carried there."""
+    site.server.run(
+        ["holdfast", "release", "export", "/srv/releases", str(site.folder / "stick"), "--channel", "field"]
+    )
+    box = new_box(site, "yard-box3", transports=[str(site.folder / "stick")])
+    box.start(["holdfast", "run"])
+    wait(lambda: box.stands_at("confirmed", "1.0.0"), 60, lambda: (box.report(), box.log()))
+    box.stop()
+
+
+def test_certificate_of_a_box_opens_its_own_topics_and_nothing_else(site: Site):
+    """What a thief of one box could do with its key, by the reason codes of MQTT 5."""
+    with Guest(site, "thief-box") as thief, Guest(site, "release-server") as server, Guest(site, "alice") as alice:
+        own = "holdfast/devices/thief-box"
+        allowed = ("status", "info", "health", "metrics", "update", "events/door", "fetch/request")
+        assert {topic: thief.publish(f"{own}/{topic}") for topic in allowed} == dict.fromkeys(allowed, "Success")
+        forbidden = (
+            "holdfast/releases/timestamp",
+            f"{own}/fetch/reply",
+            f"{own}/ack",
+            *(f"holdfast/devices/other/{topic}" for topic in (*allowed, "fetch/reply", "ack")),
+        )
+        assert {topic: thief.publish(topic) for topic in forbidden} == dict.fromkeys(forbidden, "Not authorized")
+        assert alice.publish(f"{own}/fetch/reply") == "Not authorized"
+        for guest in (thief, alice):
+            guest.subscribe("#")
+        heard = ("holdfast/devices/other/fetch/reply", "holdfast/releases/timestamp", f"{own}/fetch/reply")
+        assert [server.publish(topic) for topic in heard] == ["Success"] * 3
+        assert thief.publish(f"{own}/update") == "Success"
+        assert thief.hears_until(heard[-1]) == set(heard[1:]), "its own answers and the hint, not what others fetch"
+        assert {topic.rsplit("/")[-1] for topic in alice.hears_until(f"{own}/update")} <= {
+            "status",
+            "info",
+            "update",
+            "timestamp",
+        }
