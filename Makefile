@@ -12,8 +12,11 @@ demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test
 	$(BIN)/pytest $(ARGS)
 
-soak: $(VENV)/.dev ## 200 + 200 times kill -9, about half an hour
-	HOLDFAST_SOAK=1 $(BIN)/pytest tests/e2e/test_kill.py -s $(ARGS)
+SOAKS := tests/e2e/test_kill.py tests/e2e/test_power_cuts.py tests/e2e/test_update_kill.py \
+         tests/e2e/test_interrupted_download.py
+
+soak: $(VENV)/.dev ## Power cuts and kill -9 in their full numbers, two hours or so
+	HOLDFAST_SOAK=1 $(BIN)/pytest $(SOAKS) -s $(ARGS)
 
 bench: $(VENV)/.dev ## Ratios against peers and ceilings, as one table
 	$(BIN)/python -m benchmarks $(ARGS)
