@@ -1,4 +1,4 @@
-"""What lies on the device's disk was damaged while the agent was off: it runs what is whole, and fetches the rest again."""
+"""The device's disk was damaged while the agent was off, or is full: it runs what is whole, and fetches the rest when it can."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.update.store import RESERVE_BYTES
+from simulator import disk
+from tests.conftest import missing
 from tests.e2e.conftest import Holdfast
 from tests.e2e.following import MODEL, Follower, Releases
 
@@ -104,3 +107,26 @@ def assert_is_whole(state: Path, releases: Releases) -> None:
         assert (state / "bundles" / "blobs" / blob.name).read_bytes() == blob.read_bytes()
     manifest = state / "bundles" / releases.digests["B"] / "manifest.json"
     assert manifest.read_bytes() == (bundle / "manifest.json").read_bytes()
+
+
+def test_full_disk_delays_a_release_and_stops_nothing_else(holdfast: Holdfast, releases: Releases) -> None:
+    """The old bundle infers on meanwhile; with room, the release comes in by itself."""
+    if reason := disk.why_not():
+        missing(reason)
+    with disk.SmallDisk(holdfast.state, RESERVE_BYTES + (16 << 20)) as small:
+        follower = make_follower(holdfast, releases)
+        releases.publish("A")
+        follower.update_to("A")
+        releases.publish("B")
+        small.fill(leave_bytes=1 << 20)
+        before = events(holdfast.state)
+        follower.start()
+        follower.wait_for("fetching", "A")
+        follower.wait_until(lambda: len(events(holdfast.state)) > len(before), "an event")
+        assert events(holdfast.state)[-1] == "A"
+        assert follower.standing() == ("fetching", "A")
+        small.free()
+        follower.wait_for("confirmed", "B")
+        assert "gives up" not in follower.log()
+        follower.stop()
+        assert_is_whole(holdfast.state, releases)
