@@ -364,7 +364,7 @@ class Machine:
             return
         self._check_waits = True
         self._save_record(back_to_previous(self.record, self.record.state, failed.reason))
-        self._do(advice.rolled_back(self.record, broken, failed.reason))
+        self._do(advice.damaged(self.record, broken, failed.reason))
         self._send_switch(self.record.active)
 
     def _catch_up(self) -> None:

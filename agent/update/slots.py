@@ -4,9 +4,9 @@
     <folder>/<model>.copy.json    the same, written after it
 
 Both are replaced atomically and fsynced. Older than its twin is a copy only where the power went between the two, so when
-one is damaged the other still knows what is active *and what is denied*, which an older generation would not. The next
-load mends it, since months may pass before the next save. Where both are gone the model begins anew, with the operator's
-own bundle; its release comes again and is tried again.
+one is damaged the other still knows what is active *and what is denied*, which an older generation would not. The next load
+mends it, since months may pass before the next save. Where both are gone the model begins anew, with the operator's own
+bundle; its release comes again and is tried again.
 """
 
 from __future__ import annotations

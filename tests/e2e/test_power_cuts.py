@@ -42,7 +42,7 @@ from tests.e2e.following import CHANNEL, MODEL, VARIANT, Follower, Releases
 
 IS_SOAK = os.environ.get("HOLDFAST_SOAK") == "1"
 pytestmark = pytest.mark.timeout(4 * 3600 if IS_SOAK else 300)
-STARTS = 6
+STARTS = 8
 """Of the whole agent, in a short run."""
 STEPS = ("confirmed", "fetching", "staged", "trying", "switching", "probation")
 """Of the update, in their order; then it is confirmed."""
@@ -168,13 +168,18 @@ class Start:
             marks = self._trust("B").high_water
             assert all(marks.version(role) >= version for role, version in state.versions.items()), "a mark is behind"
         is_at_b = state is not None and state.timestamp_version == self._version("B")
-        for older in ["nothing", *(["A"] if progress or is_at_b else [])]:
-            with pytest.raises(UntrustedError):
-                self._read(older)
+        older = ["nothing", *(["A"] if progress or is_at_b else [])]
+        self._refuse(older)
+        without_metadata = Start(self.cut, Path(shutil.copytree(self.folder, f"{self.folder} without metadata")))
+        shutil.rmtree(without_metadata.paths.updates / "trust" / "metadata")
+        without_metadata._refuse(older)  # the marks alone
         assert self._read("B") == 2
-        for older in ("nothing", "A"):
+        self._refuse(("nothing", "A"))
+
+    def _refuse(self, repositories: Iterable[str]) -> None:
+        for repository in repositories:
             with pytest.raises(UntrustedError):
-                self._read(older)
+                self._read(repository)
 
     def _trust(self, repository: str) -> Trust:
         transport, never = FolderTransport(self.cut.repositories[repository]), threading.Event()

@@ -15,6 +15,7 @@ from agent.update.history import History
 from agent.update.requests import Request
 from agent.update.store import BundleStore
 from simulator.disk import SmallDisk, why_not
+from tests.conftest import missing
 from tests.update.smalldevice import CHANNEL, FACTORY, MODEL, Shelf, SmallDevice
 
 PAGE = 4096
@@ -57,7 +58,7 @@ def at_b(shelf: Shelf, at_a: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     if reason := why_not():
-        pytest.skip(reason)
+        missing(reason)
     with SmallDisk(tmp_path / "disk", 2 << 20) as disk:
         yield disk
 
@@ -227,8 +228,6 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "root": (lambda state, _: flip(state / "updates/trust/metadata/root.json"), ["B"]),
     "all metadata": (lambda state, _: shutil.rmtree(state / "updates/trust/metadata"), ["B"]),
     "documents": (lambda state, _: [flip(each) for each in (state / "updates/trust/targets").iterdir()], ["B"]),
-    "history": (lambda state, _: (state / "updates/history.db").write_bytes(b"no database" * 1000), ["B"]),
-    "history short": (lambda state, _: cut(state / "updates/history.db"), ["B"]),
 }
 
 
@@ -236,20 +235,72 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
 def test_damaged_file_costs_a_download_at_most(shelf: Shelf, at_b: Path, tmp_path: Path, name: str) -> None:
     """Flash rots. What runs is whole or does not run, the older repository is refused still, and B runs in the end."""
     damage, expected = DAMAGES[name]
+    for source in ("an older repository", "the honest one"):
+        state = Path(shutil.copytree(at_b, tmp_path / source))
+        damage(state, shelf.digests)
+        if source == "an older repository":
+            replayed = SmallDevice(state, shelf, source=shelf.folder.parent / "before")
+            pass_time(replayed)
+            assert replayed.ran == expected[:1], "the older repository had a say"
+            assert "updates-untrusted" in {each.name for each in replayed.conditions}
+            replayed.stop()
+        device = SmallDevice(state, shelf)
+        assert device.go_on_until(lambda device=device: device.is_confirmed("B"))
+        pass_time(device)
+        assert device.ran == expected
+        device.store.verify(shelf.digests["B"], {"fp32"})
+        device.stop()
+
+
+def test_mark_that_was_damaged_is_learnt_again_before_the_metadata_is_lost_too(
+    shelf: Shelf, at_b: Path, tmp_path: Path
+) -> None:
+    """Each of the two stands in for the other; months may lie between two bad sectors."""
     state = Path(shutil.copytree(at_b, tmp_path / "state"))
-    damage(state, shelf.digests)
-    replayed = SmallDevice(state, shelf, source=shelf.folder.parent / "before")
-    pass_time(replayed)
-    assert replayed.ran == expected[:1], "the older repository had a say"
-    assert "updates-untrusted" in {each.name for each in replayed.conditions}
-    replayed.stop()
+    flip(state / "updates/trust/high-water.json")
+    device = SmallDevice(state, shelf, source=shelf.folder.parent / "before")
+    pass_time(device)
+    device.stop()
+    shutil.rmtree(state / "updates/trust/metadata")
+    shutil.rmtree(state / "updates/trust/targets")
+    again = SmallDevice(state, shelf, source=shelf.folder.parent / "before")
+    pass_time(again)
+    assert "updates-untrusted" in {each.name for each in again.conditions}
+    again.stop()
+
+
+@pytest.mark.parametrize("damage", [flip, cut, lambda path: path.write_bytes(b"no database" * 1000)])
+def test_damaged_history_holds_no_update_up(
+    shelf: Shelf, at_a: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    """It is for people; what happened from now on is there."""
+    state = Path(shutil.copytree(at_a, tmp_path / "state"))
+    damage(state / "updates/history.db")
     device = SmallDevice(state, shelf)
     assert device.go_on_until(lambda: device.is_confirmed("B"))
-    pass_time(device)
-    assert device.ran == expected
-    device.store.verify(shelf.digests["B"], {"fp32"})
-    History(state / "updates/history.db").newest()
     device.stop()
+    assert [step.after for step in History(state / "updates/history.db").newest(2)] == ["confirmed", "probation"]
+
+
+def test_going_back_does_not_wait_for_a_disk_and_is_written_down_when_it_can_be(
+    shelf: Shelf, at_b: Path, disk: SmallDisk
+) -> None:
+    """A bad bundle on a read-only disk must stop running; after the next start it must not run again."""
+    state = Path(shutil.copytree(at_b, disk.folder / "state"))
+    device = SmallDevice(state, shelf)
+    pass_time(device)
+    disk.make_read_only()
+    device.updater.request(Request(verb="rollback", reason="it misses parcels"))
+    assert device.ran == ["B", "A"]
+    pass_time(device)
+    assert device.runs == "A"
+    disk.make_writable()
+    pass_time(device)
+    device.stop()
+    again = SmallDevice(state, shelf)
+    pass_time(again)
+    assert again.ran == ["A"]
+    again.stop()
 
 
 def test_denied_release_stays_denied_when_one_copy_of_the_record_is_damaged(
@@ -276,8 +327,8 @@ def test_garbage_in_a_half_download_is_fetched_over(shelf: Shelf, at_a: Path, tm
     state = Path(shutil.copytree(at_a, tmp_path / "state"))
     manifest = json.loads((shelf.folder.parent / "B" / "manifest.json").read_bytes())
     partial = state / "bundles" / "partial" / manifest["variants"][0]["model"]["sha256"]
-    partial.write_bytes(bytes(size_bytes))
     device = SmallDevice(state, shelf)
+    device.before["fetch"] = lambda: partial.write_bytes(bytes(size_bytes))
     assert device.go_on_until(lambda: device.is_confirmed("B"))
     assert not partial.exists()
     device.stop()

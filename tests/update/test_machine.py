@@ -677,6 +677,17 @@ def test_damaged_way_back_ends_at_the_factory_bundle(tmp_path):
     assert (device.running, device.record.active) == (None, None)
 
 
+def test_damaged_bundle_is_not_called_a_release_that_failed(tmp_path):
+    """It comes again by itself; told to publish a newer one, the operator would do work for nothing."""
+    device = Device(tmp_path, Record("m", "stable", "confirmed", NEW, previous=OLD))
+    device.tell(SwitchFailed("a blob is damaged."))
+    said = device.conditions["rolled-back/m"].text
+    assert "a blob is damaged. Now runs" in said
+    assert "fetched again by itself" in said
+    assert "publish" not in said
+    assert device.record.denied == ()
+
+
 def test_operator_does_not_go_back_to_nothing(tmp_path):
     """Without a factory bundle and a previous one there is nowhere to go."""
     device = Device(tmp_path, Record("m", "stable", "confirmed", OLD), has_factory=False)
