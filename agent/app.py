@@ -20,6 +20,7 @@ from agent.backoff import Backoff
 from agent.clock import Clock, Random, SystemClock, SystemRandom
 from agent.device.plan import Candidate, Outcome
 from agent.device.planstore import PlanStore
+from agent.errors import BundleError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
 from agent.mqtt.link import Link
@@ -379,6 +380,13 @@ class Core:
 
     def _run_model(self, prepared: Prepared) -> None:
         model, plan, manifest = prepared.wanted.model, prepared.plan, prepared.bundle.manifest
+        pipelines = self._pipelines[model]
+        if prepared.wanted.slot:
+            try:
+                pipelines = with_overrides(pipelines, prepared.wanted.slot.pipelines)
+            except BundleError as error:  # a release of settings alone has no trial that would have found this
+                self._cannot_run(prepared.wanted, str(error), self._clock.monotonic())
+                return
         self._conditions.clear(f"model-unusable/{model}")
         self._conditions.clear(f"no-bundle-yet/{model}")
         chosen = plan.chosen
@@ -391,9 +399,6 @@ class Core:
             variant=manifest.variant(chosen.variant),
         )
         log.info("model %s: %s: %s", model, chosen.label, plan.reason)
-        pipelines = self._pipelines[model]
-        if prepared.wanted.slot:
-            pipelines = with_overrides(pipelines, prepared.wanted.slot.pipelines)
         job = Job(model, str(prepared.bundle.folder), chosen, pipelines)
         if prepared.wanted.is_switch:
             self._workers.swap(job)
