@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -179,12 +177,17 @@ class Releasing:
         """Wait for a condition."""
         deadline_s = self._clock.monotonic() + within_s
         while not is_so():
-            assert self._clock.monotonic() < deadline_s, f"not within {within_s:.0f} s: {what}\n{self.report}\n{self.holdfast.log()[-3000:]}"
+            assert self._clock.monotonic() < deadline_s, (
+                f"not within {within_s:.0f} s: {what}\n{self.report}\n{self.holdfast.log()[-3000:]}"
+            )
             self._clock.wait(self._never, 0.05)
 
     def until_confirmed(self, version: str) -> None:
         """Wait until a version is confirmed and events name it."""
-        self.until(lambda: self.report.get("state") == "confirmed" and self.report["version"] == version, f"{version} confirmed")
+        self.until(
+            lambda: self.report.get("state") == "confirmed" and self.report["version"] == version,
+            f"{version} confirmed",
+        )
         self.until_speaks(self.digests[version])
 
     def until_denied(self, release: int, within_s: float = PATIENCE_S) -> str:
@@ -194,7 +197,7 @@ class Releasing:
 
     def until_speaks(self, digest: str, after: datetime | None = None, within_s: float = PATIENCE_S) -> datetime:
         """Wait for an event of a bundle, captured after a moment; return when it was captured."""
-        after = after or datetime.now(UTC)  # noqa: DTZ  the moment of asking, aware
+        after = after or datetime.now(UTC)
         found: list[datetime] = []
 
         def is_there() -> bool:
@@ -224,6 +227,17 @@ class Releasing:
         self.stop()
         self.consumer.settle(1.0)
         return self.audit.read()
+
+    def require_nothing_lost(self) -> None:
+        """End the agent; assert that every event that was recorded came, in order, and names a bundle that was signed."""
+        findings, account = self.end_audit(), self.consumer.account
+        waiting = {event_id for seq, _, event_id in findings.recorded if seq in findings.waiting}
+        assert {event_id for _, _, event_id in findings.recorded} <= account.ids | waiting
+        assert findings.lost == 0
+        assert account.out_of_order == account.clashes == account.altered == 0
+        known = {digest: version for version, digest in self.digests.items()}
+        for event in account.events:
+            assert known[digest_of(event)] == event["data"]["model"]["version"]
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -264,6 +278,11 @@ class Releasing:
 def digest_of(event: Mapping[str, Any]) -> str:
     """Return the digest of the bundle that an event is from."""
     return str((event["data"].get("model") or {}).get("digest"))
+
+
+def says(reason: str, texts: str) -> bool:
+    """Whether one of the texts, which bars separate, is in a reason."""
+    return any(text in reason for text in texts.split("|"))
 
 
 def _digest(bundle: Path) -> str:
