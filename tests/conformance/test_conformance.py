@@ -28,7 +28,7 @@ def test_every_test_of_tuf_conformance_passes_on_the_client_that_ships(
     if not os.environ.get("HOLDFAST_TUF_CONFORMANCE"):
         pytest.skip("needs a checkout of theupdateframework/tuf-conformance, named by HOLDFAST_TUF_CONFORMANCE")
     need_tool(tool)
-    command = [sys.executable, Path(__file__).with_name("run.py"), "--via", way]
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--via", way]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     found = re.search(rf"over {way}: (\d+) of (\d+) tests passed", run.stdout)

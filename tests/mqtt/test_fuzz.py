@@ -91,7 +91,7 @@ class LyingSession:
     def publish(self, topic: str, payload: bytes, **_: Any) -> bool:
         self.requests += 1
         request = decode_request(payload)
-        for _ in range(self._data.draw(st.integers(0, 3))):
+        for _number in range(self._data.draw(st.integers(0, 3))):
             self._inbox.messages.extend(self._answer(request))
         return True
 
