@@ -12,10 +12,13 @@ demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test
 	$(BIN)/pytest $(ARGS)
 
-soak: $(VENV)/.dev ## 200 + 200 times kill -9, about half an hour
-	HOLDFAST_SOAK=1 $(BIN)/pytest tests/e2e/test_kill.py -s $(ARGS)
+SOAKS := tests/e2e/test_kill.py tests/e2e/test_power_cuts.py tests/e2e/test_update_kill.py \
+         tests/e2e/test_interrupted_download.py tests/update/test_fuzz.py tests/mqtt/test_fuzz.py tests/mqtt/test_pieces.py
 
-conformance: $(VENV)/.dev ## The outside judge of our TUF client; tests/conformance/run.py says what it needs
+soak: $(VENV)/.dev ## Power cuts, kill -9 and fuzzing in their full numbers, some hours
+	HOLDFAST_SOAK=1 $(BIN)/pytest $(SOAKS) -s $(ARGS)
+
+conformance: $(VENV)/.dev ## The outside judge of our TUF client, over HTTP and MQTT; tests/conformance/run.py says what it needs
 	$(BIN)/python tests/conformance/run.py $(ARGS)
 
 bench: $(VENV)/.dev ## Ratios against peers and ceilings, as one table

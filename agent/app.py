@@ -227,14 +227,17 @@ class Core:
             self._link.stop()
 
     def _take_last_words(self) -> None:
-        """Record what the workers said to their end. A killed one's pipe is drained in a moment, or never."""
+        """Record what the workers said to their end, and what the broker acknowledged meanwhile.
+
+        A killed worker's pipe is drained in a moment, or never. Nothing new is begun.
+        """
         until_s = self._clock.monotonic() + LAST_WORDS_S
         while not (self._workers.have_ended and self._notes.empty()) and self._clock.monotonic() < until_s:
             try:
                 note = self._notes.get(timeout=0.05)
             except queue.Empty:
                 continue
-            if isinstance(note, WorkerNote):
+            if isinstance(note, WorkerNote | LinkMessage):
                 self._deal_with(note)
 
     def _bid_farewell(self) -> None:

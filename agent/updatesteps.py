@@ -83,8 +83,8 @@ class UpdateSteps:
         self._elsewhere = elsewhere
         self._clock = clock
         self._trust: Trust | None = None
-        self._source: Transport = transports
-        """Where trust reads from now."""
+        self._source: Transport | None = None
+        """Where trust reads from now; None: from whoever answers."""
         self._stop = threading.Event()
         """Of the step that runs now."""
 
@@ -225,7 +225,9 @@ class UpdateSteps:
         return self._trust
 
     def _read_file(self, path: str, limit_bytes: int) -> bytes:
-        return self._source.read(path, limit_bytes, self._stop)
+        if self._source is None:
+            return self._transports.read(path, limit_bytes, self._stop)
+        return self._transports.read_from(self._source, path, limit_bytes, self._stop)
 
     def _read_root(self) -> bytes:
         try:

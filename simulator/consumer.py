@@ -6,6 +6,7 @@ It is what an integrator would write, and it is the judge in the demo and in the
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -72,6 +73,7 @@ class Consumer:
         acknowledge: bool = False,
         name: str = "consumer",
         protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._topic = f"{prefix}/devices/{device}/events/#"
         self._prefix = prefix
@@ -83,6 +85,8 @@ class Consumer:
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=name, protocol=protocol, clean_session=None if is_v5 else False
         )
+        if tls is not None:
+            self._client.tls_set_context(tls)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self.subscribed.set()
         self._client.on_message = self._on_message

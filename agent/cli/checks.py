@@ -55,6 +55,9 @@ def run_all(configuration: Configuration, clock: Clock) -> Iterator[Check]:
     yield state(settings.state_dir, settings.outbox.max_mb)
     yield from _bundles(configuration)
     yield from _broker(configuration)
+    from agent.cli.updatechecks import update_checks
+
+    yield from update_checks(configuration, clock)
     from agent.device.probing import probe_facts
 
     facts = probe_facts()

@@ -5,7 +5,7 @@ Everything goes through the state folder: it needs no network, and no permission
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from agent.errors import OperatorError, UnavailableError
 
 if TYPE_CHECKING:
     from agent.paths import StatePaths
+    from agent.settings import Settings
     from agent.update.requests import Verb
 
 app = typer.Typer(help="Releases on this device: what runs, what comes, and the way back.", no_args_is_help=True)
@@ -29,21 +30,25 @@ ModelArgument = Annotated[
     str | None, typer.Argument(help="A model's name in the configuration; all that follow a channel.")
 ]
 WaitOption = Annotated[float, typer.Option("--wait", min=0, help="Seconds to follow what happens; 0: do not wait.")]
-LOOK_S = 0.2
-WORKING = frozenset({"checking", "fetching", "staged", "trying", "switching"})
+Model = Mapping[str, Any]
+"""What the agent reports of one model: see `Updater.document`."""
 
 
 @app.command()
 def status(*, config: ConfigOption = None, as_json: AsJson = False) -> None:
     """Show, for each model that follows a channel, what runs, what comes, and why."""
-    document = _document(_paths(config))
+    settings = _settings(config)
+    paths = _paths(settings)
+    document = _document(paths)
     if as_json:
         print_json(document)
         return
     print_table(
         ("model", "channel", "state", "runs", "release", "comes", "why"),
-        [_row(name, model) for name, model in document["models"].items()],
+        [_row(name, model, settings) for name, model in document["models"].items()],
     )
+    if not _is_running(paths):
+        typer.echo(f"no agent runs here; the last one said this at {document['at']}", err=True)
 
 
 @app.command()
@@ -51,7 +56,7 @@ def history(*, config: ConfigOption = None, as_json: AsJson = False, limit: int 
     """Show the steps of past updates, newest first."""
     from agent.update.history import History
 
-    rows = [asdict(step) for step in History(_paths(config).updates / "history.db").newest(limit)]
+    rows = [asdict(step) for step in History(_paths(_settings(config)).updates / "history.db").newest(limit)]
     if as_json:
         print_json(rows)
         return
@@ -60,15 +65,28 @@ def history(*, config: ConfigOption = None, as_json: AsJson = False, limit: int 
 
 
 @app.command()
-def check(model: ModelArgument = None, *, config: ConfigOption = None, wait: WaitOption = 30.0) -> None:
-    """Ask the repository now; what it offers is taken as configured."""
-    _ask("check", model, "", config, wait)
+def check(
+    model: ModelArgument = None, *, config: ConfigOption = None, wait: WaitOption = 60.0, as_json: AsJson = False
+) -> None:
+    """Ask the repository now; what it offers is taken as configured. Exit code 5 where nobody answers."""
+    settings = _settings(config)
+    for name, each in _ask("check", model, "", settings, wait, as_json=as_json).items():
+        if failed := each.get("check_failed"):
+            raise UnavailableError(f"{name}: {failed['reason']}", hint=failed["hint"] or None)
 
 
 @app.command()
-def apply(model: ModelArgument = None, *, config: ConfigOption = None, wait: WaitOption = 600.0) -> None:
-    """Take the newest release now, whatever the maintenance windows say."""
-    _ask("apply", model, "", config, wait)
+def apply(
+    model: ModelArgument = None, *, config: ConfigOption = None, wait: WaitOption = 600.0, as_json: AsJson = False
+) -> None:
+    """Take the newest release now, whatever the maintenance windows say. Exit code 1 where it is refused."""
+    settings = _settings(config)
+    for name, each in _ask("apply", model, "", settings, wait, as_json=as_json).items():
+        if failed := each.get("check_failed"):
+            raise UnavailableError(f"{name}: {failed['reason']}", hint=failed["hint"] or None)
+        if each["state"] in ("refused", "rolled_back"):
+            typer.echo("  → publish a newer release: this one is not tried again here", err=True)
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -78,74 +96,97 @@ def rollback(
     reason: Annotated[str, typer.Option(help="For the report.")] = "the operator said so",
     config: ConfigOption = None,
     wait: WaitOption = 60.0,
+    as_json: AsJson = False,
 ) -> None:
-    """Go back to the last confirmed bundle, and deny the release that runs."""
-    _ask("rollback", model, reason, config, wait)
+    """Go back to the last confirmed bundle, and deny the release that runs. Exit code 3 where there is none."""
+    settings = _settings(config)
+    before = _document(_paths(settings))["models"]
+    after = _ask("rollback", model, reason, settings, wait, as_json=as_json)
+    if wait and all(each["release"] == before[name]["release"] for name, each in after.items()):
+        raise OperatorError(
+            "nothing was taken back: this device knows no bundle before the one that runs",
+            hint="give an older one back by a release: `holdfast release rollback`",
+        )
 
 
-def _ask(verb: Verb, model: str | None, reason: str, config: Path | None, wait_s: float) -> None:
+def _ask(
+    verb: Verb, model: str | None, reason: str, settings: Settings, wait_s: float, *, as_json: bool
+) -> dict[str, Model]:
+    """Hand a request to the agent, follow it, print where each model stands; return that."""
+    from agent.cli.updatefollowing import follow
     from agent.clock import SystemRandom
     from agent.update.requests import Request, Requests
 
-    paths = _paths(config)
-    before = _document(paths)
-    if model is not None and model not in before["models"]:
-        known = ", ".join(before["models"]) or "none"
+    paths = _paths(settings)
+    before = _document(paths)["models"]
+    if model is not None and model not in before:
+        known = ", ".join(before) or "none"
         raise OperatorError(f"no model {model!r} follows a channel here", hint=f"known: {known}")
-    _require_running(paths)
-    folder = paths.updates / "requests"
-    Requests(folder).post(Request(verb=verb, model=model, reason=reason), SystemRandom())
-    if wait_s:
-        _follow(paths, folder, model, wait_s)
+    if not _is_running(paths):
+        raise UnavailableError(
+            "no agent runs with this state folder, so nobody would act",
+            where=str(paths.root),
+            hint="start it: `holdfast run`",
+        )
+    chosen = {name: each for name, each in before.items() if model in (None, name)}
+    Requests(paths.updates / "requests").post(Request(verb=verb, model=model, reason=reason), SystemRandom())
+    after = follow(paths.updates, chosen, verb, wait_s) if wait_s else {}
+    if as_json:
+        print_json(after)
+    else:
+        for name, each in after.items():
+            typer.echo(_line(name, each, settings))
+    return after
 
 
-def _follow(paths: StatePaths, folder: Path, model: str | None, wait_s: float) -> None:
-    """Show progress until nothing moves any more, then say where each model stands."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    from agent.clock import SystemClock
-
-    clock, never = SystemClock(), threading.Event()
-    until_s, quiet_since_s = clock.monotonic() + wait_s, clock.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-        while clock.monotonic() < until_s and clock.monotonic() - quiet_since_s < 3 * 1.0:
-            chosen = {name: each for name, each in _document(paths)["models"].items() if model in (None, name)}
-            if any(folder.glob("*.json")) or any(each["state"] in WORKING for each in chosen.values()):
-                quiet_since_s = clock.monotonic()
-            for name, each in chosen.items():
-                progress = each["progress"] or {"done_bytes": 0, "total_bytes": None}
-                task = tasks.setdefault(name, bars.add_task(name)) if name not in tasks else tasks[name]
-                text = f"{name}: {each['state']}"
-                bars.update(task, description=text, completed=progress["done_bytes"], total=progress["total_bytes"])
-            clock.wait(never, LOOK_S)
-    for name, each in _document(paths)["models"].items():
-        if model in (None, name):
-            why = f" ({each['reason']})" if each["reason"] else ""
-            typer.echo(f"{name}: {each['state']}: runs {_version(each)}{why}")
+def _line(name: str, model: Model, settings: Settings) -> str:
+    runs = _version(name, model, settings)
+    comes = f", {_comes(model)} comes" if model["candidate"] else ""
+    return f"{name}: {model['state']}: runs {runs}{comes}" + (f" ({why})" if (why := _why(model)) else "")
 
 
-def _row(name: str, model: dict[str, Any]) -> list[str]:
-    candidate = model["candidate"]
-    comes = f"{candidate['name']} {candidate['version']} (release {candidate['release']})" if candidate else ""
+def _row(name: str, model: Model, settings: Settings) -> list[str]:
+    state, progress = model["state"], model["progress"]
+    if progress and progress["total_bytes"]:
+        percent = 100 * progress["done_bytes"] // progress["total_bytes"]
+        state = f"{state} {percent} % of {progress['total_bytes'] / 1e6:.1f} MB by {progress['transport']}"
     release = str(model["release"] or "")
-    return [name, model["channel"], model["state"], _version(model), release, comes, model["reason"]]
+    return [name, model["channel"], state, _version(name, model, settings), release, _comes(model), _why(model)]
 
 
-def _version(model: dict[str, Any]) -> str:
-    return f"{model['name']} {model['version']}" if model["version"] else "the operator's own bundle"
+def _comes(model: Model) -> str:
+    candidate = model["candidate"]
+    return f"{candidate['name']} {candidate['version']} (release {candidate['release']})" if candidate else ""
 
 
-def _paths(config: Path | None) -> StatePaths:
+def _why(model: Model) -> str:
+    """Return the reason of the state, or else why nobody knows better."""
+    if model["candidate"] and model.get("waits_for"):
+        return f"waits: {model['waits_for']}"
+    failed = model.get("check_failed")
+    return str(model["reason"] or (f"the last check failed: {failed['reason']}" if failed else ""))
+
+
+def _version(name: str, model: Model, settings: Settings) -> str:
+    if model["version"]:
+        return f"{model['name']} {model['version']}"
+    own = settings.models[name].bundle if name in settings.models else None
+    return "the operator's own bundle" if own else "nothing yet"
+
+
+def _settings(config: Path | None) -> Settings:
     from agent.config import file as configfile
-    from agent.paths import StatePaths, default_state_folder
 
     settings = configfile.read(config, for_run=False).settings
     if settings.update is None:
         hint = "add `update: {root: root.json}`, and a `channel:` to a model"
         raise OperatorError("the configuration has no `update:` section", hint=hint)
+    return settings
+
+
+def _paths(settings: Settings) -> StatePaths:
+    from agent.paths import StatePaths, default_state_folder
+
     return StatePaths(settings.state_dir or default_state_folder())
 
 
@@ -155,20 +196,19 @@ def _document(paths: StatePaths) -> dict[str, Any]:
     document = read_report(paths.updates)
     if document is None:
         raise UnavailableError(
-            "no agent has worked with this configuration yet", where=str(paths.updates), hint="start `holdfast run`"
+            "no agent has worked with this configuration yet",
+            where=str(paths.updates),
+            hint="start it: `holdfast run`; where it runs already, name its file with --config, and use its user",
         )
     return document
 
 
-def _require_running(paths: StatePaths) -> None:
+def _is_running(paths: StatePaths) -> bool:
     from agent.errors import StateError
     from agent.paths import hold_state
 
     try:
         with hold_state(paths):
-            pass
+            return False
     except StateError:
-        return
-    raise UnavailableError(
-        "no agent runs with this state folder, so nobody would act", where=str(paths.root), hint="start `holdfast run`"
-    )
+        return True

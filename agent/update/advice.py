@@ -35,9 +35,17 @@ def refused(model: str, slot: Slot, reason: str) -> SetCondition:
 
 def rolled_back(record: Record, slot: Slot, reason: str, *, has_factory: bool) -> SetCondition:
     """A release ran and was taken back; `record` is the one after that."""
-    now = record.active
-    back = f"{now.name} {now.version}" if now else "the operator's own bundle" if has_factory else "nothing"
-    text = f"Release {slot.release} ({slot.name} {slot.version}) was taken back: {reason} Now runs {back}.{_NEXT}"
+    now = _now_runs(record, has_factory=has_factory)
+    text = f"Release {slot.release} ({slot.name} {slot.version}) was taken back: {reason} {now}{_NEXT}"
+    return SetCondition(f"rolled-back/{record.model}", "error", text)
+
+
+def damaged(record: Record, slot: Slot, reason: str) -> SetCondition:
+    """What was confirmed cannot run any more; `record` is the one after that."""
+    text = (
+        f"Release {slot.release} ({slot.name} {slot.version}) is damaged on this device: {reason} {_now_runs(record)} "
+        "The release is asked for and fetched again by itself; where this comes again, look at the disk."
+    )
     return SetCondition(f"rolled-back/{record.model}", "error", text)
 
 
@@ -59,6 +67,12 @@ def arrives(model: str) -> ClearCondition:
 def settled(model: str) -> list[ClearCondition]:
     """What runs is what is wanted."""
     return [ClearCondition(f"update-failed/{model}"), ClearCondition(f"rolled-back/{model}")]
+
+
+def _now_runs(record: Record, *, has_factory: bool = True) -> str:
+    if now := record.active:
+        return f"Now runs {now.name} {now.version}."
+    return "Now runs the operator's own bundle." if has_factory else "Now nothing runs."
 
 
 def _failed(model: str, text: str) -> SetCondition:

@@ -13,20 +13,23 @@ So the mark refuses exactly what TUF refuses on a disk that lost nothing: the ve
 says and falls with the timestamp's keys, that of the targets is what a *snapshot* says. Root versions and release numbers
 never fall. Delegated roles have no marks: the repository that Holdfast writes has none.
 
-A damaged file is set aside; `trust.py` then teaches the new one what the verified metadata on disk says.
+A damaged file is set aside, which its checksum tells: one flipped bit could lower a mark, or raise it beyond all that will
+ever be signed. `trust.py` then teaches the new one what the verified metadata on disk says.
 One process at a time, by the lock on the state folder; one thread.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from agent import atomicfile
 from agent.errors import StateError, UntrustedError
@@ -145,8 +148,9 @@ class HighWater:
         content = self._content.model_copy(update=changes)
         if content == self._content:
             return
+        value = content.model_dump(mode="json")
         try:
-            atomicfile.write(self._path, content.model_dump_json(indent=1).encode())
+            atomicfile.write(self._path, json.dumps({"sha256": _checksum(value), **value}, indent=1).encode())
         except OSError as error:
             raise StateError(f"cannot be written: {error.strerror or error}", where=str(self._path)) from error
         self._content = content
@@ -162,14 +166,14 @@ class HighWater:
         try:
             if len(text) > MAX_BYTES:
                 raise ValueError(f"longer than {MAX_BYTES} bytes")
-            content = _Content.model_validate_json(text)
-        except (ValidationError, ValueError) as error:
+            content = _parse(text)
+        except (ValueError, RecursionError) as error:
             self._set_aside(error)
             return _Content()
         self.is_new = False
         return content
 
-    def _set_aside(self, error: ValueError) -> None:
+    def _set_aside(self, error: Exception) -> None:
         aside = self._path.with_name(f"{FILE_NAME}.damaged")
         _log.error(
             "high-water mark damaged (%s): set aside as %s, rebuilt from the trusted metadata on disk",
@@ -183,3 +187,15 @@ class HighWater:
             raise StateError(
                 f"is damaged and cannot be set aside: {problem.strerror or problem}", where=str(self._path)
             ) from problem
+
+
+def _parse(text: bytes) -> _Content:
+    """Raise ValueError for everything that `HighWater` did not write."""
+    value = json.loads(text)
+    if not isinstance(value, dict) or value.pop("sha256", None) != _checksum(value):
+        raise ValueError("does not match its checksum")
+    return _Content.model_validate(value)
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -49,7 +49,7 @@ def of_note(note: WorkNote | CoreNote, record: Record, watch: Watch, settings: P
             return "release bad"
         case Health() if record.state == "probation" and watch.failure(record.gates):
             return "failed"
-        case Health() if record.state == "probation" and watch.has_passed(settings):
+        case Health() if record.state == "probation" and watch.has_passed(settings, record.gates):
             return "passed"
     return _WORDS[type(note)]
 

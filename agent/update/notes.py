@@ -31,6 +31,10 @@ class CheckFailed:
     reason: str
     is_attack: bool = False
     """What came was wrong, not merely absent."""
+    hint: str = ""
+    """What to do next, as an imperative sentence without a full stop."""
+    needs_operator: bool = False
+    """Asking again is pointless until a person has changed something."""
 
 
 @dataclass(frozen=True, slots=True)

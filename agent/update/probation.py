@@ -2,8 +2,9 @@
 
 It has failed on a crash (the second, or the first where it never ran ten seconds, or one that would need a fourth start,
 agent restarts included), a stall, invalid answers above one per cent, or p99 or memory over its gate for five
-observations in a row. It has passed when both the time and the samples are reached. Time counts while samples come:
-a camera that is away proves nothing.
+observations in a row. It has passed when both the time and the samples are reached and no gate is missed at that moment:
+a short probation must not end before a p99 can be judged. Time counts while samples come: a camera that is away proves
+nothing.
 """
 
 from __future__ import annotations
@@ -75,13 +76,15 @@ class Watch:
             return f"{self.invalid} of {self.samples + self.invalid} answers were invalid"
         return _over(health, gates) if self.over >= IN_A_ROW else ""
 
-    def has_passed(self, settings: ProbationSettings) -> bool:
-        """Return whether it was watched for long enough."""
-        return self.seconds >= settings.seconds and self.samples >= settings.samples
+    def has_passed(self, settings: ProbationSettings, gates: Gates) -> bool:
+        """Return whether it was watched for long enough. One that seems to be over a gate is watched until that is certain."""
+        if self.seconds < settings.seconds or self.samples < settings.samples:
+            return False
+        return self.last is None or not _over(self.last, gates, enough_samples=0)
 
 
-def _over(health: Health, gates: Gates) -> str:
-    p99_ms = health.p99_ms if health.samples >= ENOUGH_SAMPLES else None
+def _over(health: Health, gates: Gates, *, enough_samples: int = ENOUGH_SAMPLES) -> str:
+    p99_ms = health.p99_ms if health.samples >= enough_samples else None
     if gates.p99_ms is not None and p99_ms is not None and p99_ms > gates.p99_ms:
         return f"p99 of inference is {p99_ms:.1f} ms and may be {gates.p99_ms:.1f} ms"
     if gates.rss_bytes is not None and health.rss_bytes is not None and health.rss_bytes > gates.rss_bytes:

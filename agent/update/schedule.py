@@ -62,8 +62,8 @@ class CheckSchedule:
         self._bring_forward(now_s + self._jitter())
 
     def wanted(self, now_s: float) -> None:
-        """The operator asks."""
-        self._bring_forward(now_s)
+        """The operator asks: at once. The distance is kept to what comes over the network."""
+        self.due_s = min(self.due_s, now_s)
 
     def began(self, now_s: float) -> None:
         """A round of checks begins."""
@@ -105,15 +105,16 @@ class CheckSchedule:
         silence = next((each for each in self._failed.values() if not each.is_attack), None)
         steps: list[Step] = [ClearCondition("updates-untrusted"), ClearCondition("no-update-source")]
         if attack:
-            text = (
-                f"What came as an update is not signed as it must be: {attack.reason} Nothing of it was used. Check who can "
-                "write to the broker or the mirror, and that the repository's metadata is refreshed."
+            advice = (
+                attack.hint or "check who can write to the broker or the mirror, and refresh the repository's metadata"
             )
+            text = f"What came as an update is refused: {attack.reason} Nothing of it was used. {_sentence(advice)}"
             steps[0] = SetCondition("updates-untrusted", "error", text)
-        if silence and self._backoff.attempts >= PATIENCE:
+        if silence and (silence.needs_operator or self._backoff.attempts >= PATIENCE):
+            advice = silence.hint or "check `update.transports` and the network"
             text = (
-                f"No source of updates answers: {silence.reason} What runs goes on. Check `update.transports` and the "
-                "network; it is tried again by itself."
+                f"Nobody says what to run: {silence.reason} What runs goes on, and it is asked again by itself. "
+                f"{_sentence(advice)}"
             )
             steps[1] = SetCondition("no-update-source", "warning", text)
         elif silence:
@@ -125,3 +126,7 @@ class CheckSchedule:
 
     def _jitter(self) -> float:
         return self._random.uniform(0.0, self._settings.hint_jitter_s)
+
+
+def _sentence(advice: str) -> str:
+    return f"{advice[0].upper()}{advice[1:]}."

@@ -125,7 +125,10 @@ def _times(window: str) -> tuple[time, time]:
 
 
 def _as_utc(moment: datetime) -> datetime:
+    """Return a moment in UTC; without a zone it is UTC already."""
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
     try:
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except OverflowError:  # a signed word at the very edge of the calendar, beyond it in UTC
+        return moment.astimezone(UTC)
+    except OverflowError:  # the first or the last day of the calendar, in another zone
         return moment.replace(tzinfo=UTC)

@@ -4,8 +4,9 @@
     <folder>/<model>.copy.json    the same, written after it
 
 Both are replaced atomically and fsynced. Older than its twin is a copy only where the power went between the two, so when
-one is damaged the other still knows what is active *and what is denied*, which an older generation would not. Where
-both are gone the model begins anew, with the operator's own bundle; its release comes again and is tried again.
+one is damaged the other still knows what is active *and what is denied*, which an older generation would not. The next load
+mends it, since months may pass before the next save. Where both are gone the model begins anew, with the operator's own
+bundle; its release comes again and is tried again.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ class Slots:
         self._generations: dict[str, int] = {}
 
     def load(self, model: str) -> Record:
-        """Return a model's record. One that is damaged is set aside; never fails, for the agent must start."""
-        found = [read for path in self._paths(model) if (read := self._read(path, model))]
+        """Return a model's record. A damaged copy is set aside and mended; never fails, for the agent must start."""
+        copies = {path: self._read(path, model) for path in self._paths(model)}
+        found = [each for each in copies.values() if each]
         generation, record = max(found, key=lambda each: each[0], default=(0, Record(model)))
         self._generations[model] = generation
+        for path, read in copies.items():
+            if found and (read is None or read[0] < generation):
+                _mend(path, _to_json(record, generation))
         return record
 
     def save(self, record: Record) -> None:
@@ -114,6 +119,13 @@ def _from_json(content: bytes) -> tuple[int, Record]:
 
 def _checksum(generation: int, value: Any) -> str:  # noqa: ANN401  JSON
     return hashlib.sha256(json.dumps([generation, value], sort_keys=True).encode()).hexdigest()
+
+
+def _mend(path: Path, content: bytes) -> None:
+    try:
+        atomicfile.write(path, content)
+    except OSError as error:
+        log.warning("a copy of an update's record cannot be mended: %s: %s", path, error)
 
 
 def _set_aside(path: Path, error: Exception) -> None:

@@ -54,7 +54,8 @@ _HINTS: tuple[tuple[type[Exception], str], ...] = (
     ),
     (
         exceptions.UnsignedMetadataError,
-        "it is not from the owners of root.json (an attack), was signed by a revoked key, or by too few of them",
+        "`update.root` is the root.json of another repository; or this was signed by a revoked key or by too few, or by "
+        "nobody who may (an attack)",
     ),
     (
         exceptions.BadVersionNumberError,
@@ -153,7 +154,7 @@ class Trust:
             raise UnavailableError(
                 "the repository signs no such document",
                 where=path,
-                hint="publish it, or correct the name of the channel in `models:`",
+                hint="publish it (`holdfast release publish`), or correct the name of the channel in `models:`",
             )
         if target.length > limit_bytes:
             raise UntrustedError(f"is {target.length} bytes, at most {limit_bytes} are taken", role=path)
@@ -284,12 +285,12 @@ def _moment(issued: object) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(issued) if isinstance(issued, str) else None
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        _log.warning("the timestamp's signed field `issued` is no time with a zone and is ignored: %.60r", issued)
-        return None
-    return moment.astimezone(UTC)
+        if moment is not None and moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    _log.warning("the timestamp's signed field `issued` is no time with a zone and is ignored: %.60r", issued)
+    return None
 
 
 @contextlib.contextmanager

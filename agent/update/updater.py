@@ -125,6 +125,9 @@ class Updater:
         self._unsaved: dict[str, Record] = {}
         self._progress: dict[str, FetchProgress] = {}
         self._trust: tuple[int, datetime | None] | None = None
+        self._answered_at: dict[str, datetime] = {}
+        """When each model's last check was over, however it ended."""
+        self._check_failed: dict[str, CheckFailed] = {}
         self._requests_s = self._save_again_s = 0.0
 
     # -- what core says ----------------------------------------------------------------------------------------------
@@ -149,9 +152,13 @@ class Updater:
             case FetchProgress():
                 self._progress[note.model] = note
             case Checked():
+                self._answered_at[note.model] = self._clock.now()
                 self._trust = (note.timestamp, note.expires)
+                self._check_failed.pop(note.model, None)
                 self._apply(self._schedule.checked(note, now_s))
             case CheckFailed():
+                self._answered_at[note.model] = self._clock.now()
+                self._check_failed[note.model] = note
                 self._apply(self._schedule.failed(note, now_s))
         self._tell(note.model, note)
 
@@ -332,6 +339,9 @@ class Updater:
             "candidate": _describe_slot(record.candidate),
             "progress": _describe_progress(progress) if is_fetching and progress else None,
             "reason": record.reason or machine.waits_for,
+            "waits_for": machine.waits_for,
+            "checked_at": _rfc3339(at) if (at := self._answered_at.get(model)) else None,
+            "check_failed": _describe_failure(self._check_failed.get(model)),
             "denied": [{"release": each.release, "reason": each.reason} for each in record.denied],
         }
 
@@ -340,6 +350,10 @@ def _describe_slot(slot: Slot | None) -> dict[str, Any] | None:
     if slot is None:
         return None
     return {"release": slot.release, "name": slot.name, "version": slot.version, "digest": slot.digest}
+
+
+def _describe_failure(failed: CheckFailed | None) -> dict[str, Any] | None:
+    return {"reason": failed.reason, "hint": failed.hint} if failed else None
 
 
 def _describe_progress(progress: FetchProgress) -> dict[str, Any]:

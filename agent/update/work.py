@@ -172,7 +172,13 @@ class Work:
 
 
 def _check_failed(model: str, error: HoldfastError) -> WorkNote:
-    return CheckFailed(model, _text(error), is_attack=isinstance(error, UntrustedError))
+    return CheckFailed(
+        model,
+        _text(error),
+        is_attack=isinstance(error, UntrustedError),
+        hint=error.hint or "",
+        needs_operator=isinstance(error, OperatorError),
+    )
 
 
 def _fetch_failed(model: str, digest: str, error: HoldfastError) -> WorkNote:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
-from agent.errors import OperatorError
+from agent.errors import HoldfastError, OperatorError
 from agent.mqtt.settings import MqttSettings
 
 Host = Annotated[str, typer.Option("--host", help="The broker's name or address.")]
@@ -20,6 +22,24 @@ Ca = Annotated[Path | None, typer.Option("--ca", help="TLS: certificates of the 
 Cert = Annotated[Path | None, typer.Option("--cert", help="TLS: the client's certificate (PEM).")]
 KeyFile = Annotated[Path | None, typer.Option("--key", help="TLS: the certificate's private key (PEM).")]
 Prefix = Annotated[str, typer.Option("--prefix", help="What every topic begins with.")]
+
+
+_OPTIONS = {
+    "`mqtt.host`": "--host", "`mqtt.port`": "--port", "`mqtt.user`": "--user", "`mqtt.password`": "--password-env",
+    "`mqtt.tls.ca`": "--ca", "`mqtt.tls`": "--ca, --cert and --key",
+}  # fmt: skip
+"""What the agent's advice calls by its key in the configuration."""
+
+
+@contextmanager
+def said_as_options() -> Iterator[None]:
+    """Let the advice of errors name options, where there is no configuration to correct."""
+    try:
+        yield
+    except HoldfastError as error:
+        for key, option in _OPTIONS.items():
+            error.hint = error.hint.replace(key, option) if error.hint else None
+        raise
 
 
 def settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -87,7 +88,7 @@ def init(
 @app.command()
 def add(
     repo: Repo,
-    bundle: Annotated[Path, typer.Argument(help="The folder of a built bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The folder of a built bundle, or the name of one that ships.")],
     *,
     keys: Keys = None,
     key: Key = None,
@@ -95,7 +96,9 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Take a built bundle into the repository. No device gets it before `publish`."""
-    reference, outcome = open_with(repo, keys, key, online_keys).add(bundle)
+    from agent.bundle.finding import find_bundle
+
+    reference, outcome = open_with(repo, keys, key, online_keys).add(find_bundle(bundle))
     if not as_json:
         verb = "added" if outcome.written else "is there already, nothing to do:"
         typer.echo(f"{verb} {reference.name} {reference.version}, manifest {reference.manifest_sha256}")
@@ -126,7 +129,9 @@ def publish(
     """Assign a bundle to a share of a channel's devices."""
     from bundles.release.overrides import read_overrides
 
-    document, outcome = open_with(repo, keys, key, online_keys).publish(
+    repository = open_with(repo, keys, key, online_keys)
+    others = repository.channels()
+    document, outcome = repository.publish(
         channel,
         bundle,
         version,
@@ -136,6 +141,10 @@ def publish(
         window=window,
         pipelines=read_overrides(set_) if set_ else None,
     )
+    if others and channel not in others and not as_json:
+        typer.echo(
+            f"{channel} is a new channel, beside {', '.join(others)}: only devices with `channel: {channel}` follow it"
+        )
     print_release(document, outcome, as_json=as_json)
 
 
@@ -228,7 +237,8 @@ def status(
     settings = broker.settings(
         host, port=port, user=user, password_env=password_env, ca=ca, cert=cert, key=tls_key, prefix=prefix
     )
-    devices = read_fleet(settings, f"holdfast-fleet-{SystemRandom().bytes(4).hex()}")
+    with broker.said_as_options():
+        devices = read_fleet(settings, f"holdfast-fleet-{SystemRandom().bytes(4).hex()}")
     if as_json:
         print_json([asdict(device) for device in devices])
         return
@@ -341,17 +351,19 @@ def serve(
 
     from agent.clock import SystemClock, SystemRandom
     from bundles.release import serving
+    from bundles.release.repository import BusyError
 
     settings = broker.settings(
         host, port=port, user=user, password_env=password_env, ca=ca, cert=cert, key=tls_key, prefix=prefix
     )
-    repository = open_with(repo, None, None, online_keys)
-    if online_keys:
-        print_outcome(repository.refresh(only_if_due=True), as_json=False)
+    open_with(repo, None, None, online_keys)
 
     def refresh_if_due() -> None:
-        open_with(repo, None, None, online_keys).refresh(only_if_due=True)
+        with contextlib.suppress(BusyError):  # another server, beside this one, is at it
+            open_with(repo, None, None, online_keys).refresh(only_if_due=True)
 
+    if online_keys:
+        refresh_if_due()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -64,7 +64,7 @@ def print_outcome(outcome: Outcome, *, as_json: bool, **more: Any) -> None:  # n
     if outcome.next_step:
         typer.echo(f"next: {outcome.next_step}")
     elif outcome.written:
-        typer.echo("devices see it now")
+        typer.echo("done: where this folder is served, devices see it now")
 
 
 def role_of(option: str, name: str) -> RoleName:

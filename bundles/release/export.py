@@ -44,7 +44,13 @@ def export(folder: Path, destination: Path, channels: Sequence[str] | None = Non
     if snapshot is None:
         hint = "run `holdfast release refresh REPO`"
         raise OperatorError("the repository has no timestamp yet", where=str(folder), hint=hint)
-    targets = metadata.read(Targets, snapshot.signed.meta["targets.json"].version).signed.targets
+    current = snapshot.signed.meta["targets.json"].version
+    if (newest := max(metadata.versions("targets"))) > current:
+        hint = "run `holdfast release refresh REPO --online-keys FOLDER` first, or export on the server"
+        raise OperatorError(
+            f"targets {newest} are signed and not current: devices see {current}", where=str(folder), hint=hint
+        )
+    targets = metadata.read(Targets, current).signed.targets
     contents = list(channel_contents(targets, files, channels))
     wanted: dict[Path, None] = {}
     for content in contents:

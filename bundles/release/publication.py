@@ -88,7 +88,9 @@ class Publication:
         """Refuse where no key at hand may sign for the role, before anything is written."""
         if any(self._keyring.uri(keyid) for keyid in root.roles[role].keyids):
             return
-        option = "--online-keys FOLDER" if role in ONLINE else "--keys FOLDER or --key FILE"
+        option = "--keys FOLDER or --key FILE"
+        if role in ONLINE:
+            option = "--online-keys FOLDER, where snapshot.pem and timestamp.pem are"
         ids = ", ".join(keyid[:16] for keyid in root.roles[role].keyids)
         hint = f"name it with {option}"
         raise OperatorError(f"no key for {role} is at hand (one of {ids})", where=str(self._folder), hint=hint)

@@ -15,12 +15,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 MAX_OPEN = 64
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 _PATH = re.compile(rf"(metadata|targets|blobs)(/{_SEGMENT})+")
 log = logging.getLogger(__name__)
+
+
+class Files(Protocol):
+    """Where the server takes what it gives out. A context manager, entered and used in one thread."""
+
+    def read(self, path: str, offset: int, room: Callable[[int, int], memoryview], most: int) -> bool:
+        """Read up to `most` bytes from `offset` on into the memory that `room(count, file size)` returns.
+
+        Return False where there is no such file, or no such place in it; an empty file has one: 0. Whatever it raises is
+        logged, and the device gets no answer.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 @dataclass(slots=True)

@@ -46,6 +46,10 @@ from bundles.release.targetfiles import TargetFolder
 from bundles.release.transfer import PREVIOUS_VERSIONS, Previous, make_transfer
 
 
+class BusyError(OperatorError):
+    """Another command works on the repository."""
+
+
 class Repository:
     """The repository in `folder`. Each operation holds a lock, so that two never mix.
 
@@ -340,7 +344,7 @@ class Repository:
         except StateError as error:
             if error.where in (str(self.folder), str(self.folder / "lock")):
                 hint = "wait until it is done, then try again"
-                raise OperatorError("another command works on it", where=str(self.folder), hint=hint) from error
+                raise BusyError("another command works on it", where=str(self.folder), hint=hint) from error
             raise
 
 

@@ -42,7 +42,7 @@ from agent.mqtt.pieces import (
 from agent.mqtt.session import Session
 from agent.mqtt.settings import MqttSettings
 from agent.mqtt.topics import Topics, fetch_requests, release_hint
-from bundles.release.publicfiles import PublicFiles
+from bundles.release.publicfiles import Files, PublicFiles
 from bundles.release.turns import Turns
 
 MAX_OUT = 32
@@ -76,6 +76,7 @@ class Server:
         clock: Time.
         random: The client id where the settings give none, jitter between reconnects.
         refresh: Called every `refresh_every_s`, from a thread of the server's: signs a new timestamp before the old one expires.
+        files: Gives the content; the repository's public files where it is not given.
 
     Raises:
         OperatorError: on entering: there is no repository.
@@ -91,8 +92,10 @@ class Server:
         random: Random,
         refresh: Callable[[], None] | None = None,
         refresh_every_s: float = 3600.0,
+        files: Files | None = None,
     ) -> None:
         self._repository = repository
+        self._files = files or PublicFiles(repository)
         self._prefix = prefix or mqtt.topic_prefix
         self._clock = clock
         self._refresh = refresh
@@ -175,7 +178,7 @@ class Server:
     # -- the serving thread ----------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        with PublicFiles(self._repository) as files:
+        with self._files as files:
             while (turn := self._next_turn()) is not None:
                 device, request, piece = turn
                 try:
@@ -192,7 +195,7 @@ class Server:
                 self._work.wait()
         return None
 
-    def _answer_piece(self, files: PublicFiles, device: str, request: Request, piece: int) -> None:
+    def _answer_piece(self, files: Files, device: str, request: Request, piece: int) -> None:
         message = bytearray()
 
         def room(count: int, size_bytes: int) -> memoryview:

@@ -6,24 +6,31 @@
 
 The suite's CLIENT-CLI.md says what each must do. Environment:
 
-    HOLDFAST_TUF_VIA    how files are read: empty for HTTP; `scheme://…` for another reader of the table READERS
+    HOLDFAST_TUF_VIA    how files are read: empty for HTTP; `mqtt://host:port/prefix` for the device's own MQTT transport,
+                        which asks for whole URLs (bridge.py answers)
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from urllib.parse import quote, urlsplit
 
 import urllib3
 
 from agent import atomicfile
-from agent.clock import SystemClock
+from agent.clock import SystemClock, SystemRandom
 from agent.errors import HoldfastError, OperatorError, UnavailableError
+from agent.mqtt.fetching import MqttTransport
+from agent.mqtt.settings import MqttSettings
+from agent.mqtt.topics import Topics
+from agent.mqtt.transfer import Patience
 from agent.update.transports.transport import NotThereError
 from agent.update.trust import Trust
 
@@ -47,25 +54,50 @@ def read_http(url: str, limit_bytes: int) -> bytes:
         raise UnavailableError(str(error), where=url) from error
 
 
-READERS: dict[str, Callable[[str], ReadUrl]] = {"": lambda _via: read_http}
+@contextlib.contextmanager
+def http(_via: str) -> Iterator[ReadUrl]:
+    """Read over HTTP."""
+    yield read_http
+
+
+@contextlib.contextmanager
+def mqtt(via: str) -> Iterator[ReadUrl]:
+    """Read with the transport that ships, from the bridge; it connects when something is read."""
+    broker = urlsplit(via)
+    prefix = broker.path.strip("/")
+    transport = MqttTransport(
+        MqttSettings(host=broker.hostname or "", port=broker.port, topic_prefix=prefix),
+        Topics(prefix, "client"),
+        SystemClock(),
+        SystemRandom(),
+        patience=Patience(silence_s=TIMEOUT_S),
+    )
+    try:
+        yield lambda url, limit_bytes: transport.read(url, limit_bytes, Event())
+    finally:
+        transport.close()
+
+
+READERS: dict[str, Callable[[str], contextlib.AbstractContextManager[ReadUrl]]] = {"": http, "mqtt": mqtt}
 """By the scheme of HOLDFAST_TUF_VIA; each takes its whole value."""
 
 
-def open_trust(options: argparse.Namespace) -> Trust:
+@contextlib.contextmanager
+def opened_trust(options: argparse.Namespace) -> Iterator[Trust]:
     """Make the shipping client keep its metadata where the suite looks for it."""
     home: Path = options.metadata_dir / "holdfast"
     via = os.environ.get("HOLDFAST_TUF_VIA", "")
     scheme = urlsplit(via).scheme
     if scheme not in READERS:
         raise OperatorError(f"no reader for {scheme!r}", where="HOLDFAST_TUF_VIA", hint=f"one of {sorted(READERS)}")
-    read_url = READERS[scheme](via)
     bases = {"metadata": options.metadata_url, "targets": options.target_base_url}
+    with READERS[scheme](via) as read_url:
 
-    def read(path: str, limit_bytes: int) -> bytes:
-        kind, _, rest = path.partition("/")
-        return read_url(f"{bases[kind].rstrip('/')}/{rest}", limit_bytes)
+        def read(path: str, limit_bytes: int) -> bytes:
+            kind, _, rest = path.partition("/")
+            return read_url(f"{bases[kind].rstrip('/')}/{rest}", limit_bytes)
 
-    return Trust(home, (home / "provisioned-root").read_bytes(), read, SystemClock())
+        yield Trust(home, (home / "provisioned-root").read_bytes(), read, SystemClock())
 
 
 def init(options: argparse.Namespace) -> None:
@@ -78,18 +110,19 @@ def init(options: argparse.Namespace) -> None:
 
 def refresh(options: argparse.Namespace) -> None:
     """Bring the newest metadata."""
-    open_trust(options).refresh()
+    with opened_trust(options) as trust:
+        trust.refresh()
 
 
 def download(options: argparse.Namespace) -> None:
     """Bring the newest metadata, once, then each target in the order given."""
-    trust = open_trust(options)
-    trust.refresh()
-    for name in options.target_name:
-        content = trust.target(name, MAX_TARGET_BYTES)
-        file = options.target_dir / quote(name, safe="")
-        if not file.exists() or file.read_bytes() != content:
-            atomicfile.write(file, content)
+    with opened_trust(options) as trust:
+        trust.refresh()
+        for name in options.target_name:
+            content = trust.target(name, MAX_TARGET_BYTES)
+            file = options.target_dir / quote(name, safe="")
+            if not file.exists() or file.read_bytes() != content:
+                atomicfile.write(file, content)
 
 
 def main() -> int:

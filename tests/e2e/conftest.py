@@ -52,7 +52,8 @@ class Holdfast:
 
     def log(self) -> str:
         """What every `run` so far wrote."""
-        return (self.folder / "log").read_text(errors="replace")
+        log = self.folder / "log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -76,6 +77,17 @@ def mosquitto(tmp_path: Path, need_tool: Callable[[str], str]) -> Iterator[Mosqu
     need_tool("mosquitto")
     with Mosquitto(tmp_path / "broker") as broker:
         yield broker
+
+
+@pytest.fixture
+def printer(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Return `print`, past pytest's capture: the counts are the point of some tests."""
+
+    def show(*lines: str) -> None:
+        with capsys.disabled():
+            print(*lines, sep="\n", flush=True)  # noqa: T201
+
+    return show
 
 
 @pytest.fixture(autouse=True)

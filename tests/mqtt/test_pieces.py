@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.mqtt.pieces import (
@@ -28,6 +29,9 @@ from agent.mqtt.pieces import (
     piece_count,
 )
 
+IS_SOAK = os.environ.get("HOLDFAST_SOAK") == "1"
+pytestmark = pytest.mark.timeout(7200 if IS_SOAK else 300)
+FUZZ = settings(max_examples=200_000 if IS_SOAK else 300, deadline=None)
 numbers = st.integers(0, 2**32 - 1)
 
 
@@ -51,6 +55,7 @@ def test_reply_comes_back_as_it_was(status: Status, number: int, index: int, siz
     assert decode_reply(encode_reply(reply)) == reply
 
 
+@FUZZ
 @given(st.binary(max_size=1500) | st.binary(max_size=100).map(lambda rest: b"\x01" + rest))
 def test_any_bytes_are_refused_or_bounded(message: bytes) -> None:
     """Whoever may publish on these topics may send anything: no other exception, no unbounded work."""
@@ -65,6 +70,7 @@ def test_any_bytes_are_refused_or_bounded(message: bytes) -> None:
         assert encode_reply(reply) == message
 
 
+@FUZZ
 @given(requests(), st.data())
 def test_damaged_request_is_refused_or_bounded(request: Request, data: st.DataObject) -> None:
     message = bytearray(encode_request(request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StateError, UntrustedError
-from agent.update.highwater import FILE_NAME, Claim, HighWater
+from agent.update.highwater import FILE_NAME, Claim, HighWater, _checksum
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -96,7 +97,7 @@ def test_learning_only_raises(tmp_path: Path):
 @pytest.mark.parametrize(
     "damaged",
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"roles": {"root": {"version": -1}}}', b'{"releases": {"stable": "x"}}',
-     b'{"time_floor": "2026-11-20T12:00:00"}', b" " * 1_000_001],
+     b'{"time_floor": "2026-11-20T12:00:00"}', b"[" * 100_000, b'{"releases": {"stable": 5}}', b" " * 1_000_001],
     ids=lambda content: repr(content[:24]),
 )  # fmt: skip
 def test_a_damaged_file_is_set_aside_and_said(tmp_path: Path, damaged: bytes, caplog: pytest.LogCaptureFixture):
@@ -113,8 +114,21 @@ def test_a_damaged_file_is_set_aside_and_said(tmp_path: Path, damaged: bytes, ca
 
 def test_fields_of_a_newer_version_are_no_damage(tmp_path: Path):
     """An older Holdfast after a downgrade of the program keeps its marks."""
-    (tmp_path / FILE_NAME).write_bytes(b'{"releases": {"stable": 5}, "later": 1}')
+    value = {"releases": {"stable": 5}, "later": 1}
+    (tmp_path / FILE_NAME).write_text(json.dumps({**value, "sha256": _checksum(value)}))
     assert HighWater(tmp_path).release("stable") == 5
+
+
+def test_any_flipped_bit_is_damage(tmp_path: Path):
+    """A mark that rots must neither open the door to an older repository nor shut it on every newer one."""
+    HighWater(tmp_path).accept_versions({"timestamp": Claim(7, ("ab12",))}, _stands)
+    content = (tmp_path / FILE_NAME).read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        (tmp_path / FILE_NAME).write_bytes(flipped)
+        marks = HighWater(tmp_path)
+        assert marks.is_new or marks.version("timestamp") == 7, bytes(flipped)
 
 
 def test_a_disk_that_cannot_be_written_refuses_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -31,16 +31,26 @@ def good(seconds, rate=10):
 
 def test_good_bundle_passes_when_both_time_and_samples_are_reached():
     """A fast camera shows nothing in two seconds, a slow sensor nothing in a minute."""
-    assert watched(good(61)).has_passed(SETTINGS)
-    assert not watched(good(60)).has_passed(SETTINGS)
-    assert not watched(good(70, rate=1)).has_passed(SETTINGS)
-    assert watched(good(101, rate=1)).has_passed(SETTINGS)
+    assert watched(good(61)).has_passed(SETTINGS, GATES)
+    assert not watched(good(60)).has_passed(SETTINGS, GATES)
+    assert not watched(good(70, rate=1)).has_passed(SETTINGS, GATES)
+    assert watched(good(101, rate=1)).has_passed(SETTINGS, GATES)
+
+
+def test_short_probation_does_not_end_before_a_slow_bundle_is_found_out():
+    """A p99 counts from a hundred samples on; a probation of fewer would confirm whatever is slow."""
+    short = ProbationSettings(seconds=3, samples=10)
+    slow = [health(second, second * 10, p99_ms=900.0) for second in range(10)]
+    assert not watched(slow).has_passed(short, GATES)
+    assert watched(good(10)).has_passed(short, GATES)
+    more = [health(second, second * 10, p99_ms=900.0) for second in range(10, 16)]
+    assert watched(more, watched(slow), first_s=10).failure(GATES).startswith("p99 of inference is 900.0 ms")
 
 
 def test_time_does_not_run_while_no_source_delivers():
     """A camera that is away for a night proves nothing about the bundle."""
     watch = watched([health(second, 500) for second in range(36000)])
-    assert not watch.has_passed(SETTINGS)
+    assert not watch.has_passed(SETTINGS, GATES)
     assert watch.failure(GATES) == ""
     watch = watched([health(second, 500 + second) for second in range(100)], watch, first_s=36000)
     assert watch.seconds == pytest.approx(100 + 10, abs=2)
@@ -49,7 +59,7 @@ def test_time_does_not_run_while_no_source_delivers():
 def test_slow_sensor_collects_time_between_its_windows():
     """One window in five seconds is a source that delivers."""
     watch = watched([health(second, second // 5) for second in range(600)])
-    assert watch.has_passed(SETTINGS)
+    assert watch.has_passed(SETTINGS, GATES)
 
 
 @pytest.mark.parametrize(

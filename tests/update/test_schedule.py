@@ -138,6 +138,30 @@ def test_failures_back_off_and_are_said_when_they_last():
     assert bench.check() > DAY / 2
 
 
+def test_what_a_person_must_change_is_said_at_once_with_the_next_step():
+    """A root.json that is not there is not the network's mood, and `check the network` would be the wrong advice."""
+    bench = Bench()
+    bench.schedule.began(bench.now_s)
+    note = CheckFailed("m", "root.json: cannot be read.", hint="copy root.json there", needs_operator=True)
+    (said,) = (step for step in bench.schedule.failed(note, bench.now_s) if isinstance(step, SetCondition))
+    assert said.name == "no-update-source"
+    assert said.text.endswith("Copy root.json there.") and "network" not in said.text
+
+
+def test_full_disk_is_not_taken_for_a_silent_network():
+    """The operator would look for the fault in the wrong place."""
+    bench = Bench()
+    for _ in range(4):
+        bench.schedule.began(bench.now_s)
+        note = CheckFailed("m", "/x: no space left.", hint="free space on the disk")
+        steps = bench.schedule.failed(note, bench.now_s)
+        bench.now_s = bench.schedule.due_s
+    text = next(step.text for step in steps if isinstance(step, SetCondition))
+    assert "no space left." in text
+    assert text.endswith("Free space on the disk.")
+    assert "network" not in text
+
+
 def test_attack_is_said_at_once():
     """Somebody sends wrong metadata: a person must know."""
     bench = Bench()
@@ -170,9 +194,9 @@ def test_two_models_failing_together_count_once():
 
 
 def test_operator_is_served_at_once():
-    """Within the distance that is kept to anybody."""
+    """The distance is kept to what comes over the network, not to a person who waits for an answer."""
     bench = Bench()
-    bench.now_s += 100
+    bench.schedule.began(bench.now_s)
     bench.schedule.wanted(bench.now_s)
     assert bench.schedule.due_s == bench.now_s
 

@@ -143,8 +143,14 @@ def test_slot_remembers_the_assignment():
 
 
 @pytest.mark.parametrize(
-    ("edge", "is_open"), [("9999-12-31T23:59:59-12:00", False), ("0001-01-01T00:00:00+12:00", True)]
+    ("not_before", "is_open"),
+    [
+        pytest.param("0001-01-01T00:00:00+14:00", True, id="before the first day"),
+        pytest.param("9999-12-31T23:59:59-14:00", False, id="after the last day"),
+    ],
 )
-def test_not_before_at_the_edge_of_the_calendar_is_a_time_like_any_other(edge, is_open):
-    """A document that was signed with one stopped every check."""
-    assert gate(datetime.fromisoformat(edge), [], NOON).is_open is is_open
+def test_moment_that_utc_cannot_say_is_the_nearest_one(not_before, is_open):
+    """A signed slip must not end the thread that asks for its correction."""
+    decision = choose(document({"not_before": not_before}), Device("box"), NOON)
+    assert decision.assignment
+    assert (decision.waits_for == "") is is_open

@@ -66,6 +66,15 @@ def test_damaged_file_is_set_aside_and_its_twin_knows_all(which, damage, tmp_pat
     assert Slots(tmp_path).load("people").starts == 3
 
 
+@pytest.mark.parametrize("damaged", ["people.json", "people.copy.json"])
+def test_damaged_copy_is_mended_before_the_other_one_can_be(damaged, tmp_path):
+    """Months may pass without a save; then the second damage would take what is denied with it."""
+    Slots(tmp_path).save(RECORD)
+    for name in (damaged, "people.json", "people.copy.json"):
+        (tmp_path / name).write_bytes(b"garbage")
+        assert Slots(tmp_path).load("people") == RECORD
+
+
 def test_both_damaged_begins_anew_and_keeps_the_evidence(tmp_path):
     """The agent starts, with the operator's own bundle."""
     Slots(tmp_path).save(RECORD)
@@ -102,6 +111,7 @@ def test_power_between_the_two_files_loses_nothing(fails_at, tmp_path, monkeypat
     new = replace(RECORD, starts=3)
     with pytest.raises(OffError):
         slots.save(new)
+    monkeypatch.undo()
     assert Slots(tmp_path).load("people") == (RECORD, new)[fails_at]
 
 

@@ -58,6 +58,42 @@ def test_first_that_can_answers(make_folder):
     assert transports.name.endswith("/a")
 
 
+class Silent:
+    """Nobody is there, until somebody is."""
+
+    def __init__(self) -> None:
+        self.asked, self.answer = 0, b""
+
+    name = "silent"
+
+    def read(self, path: str, limit_bytes: int, stop: threading.Event) -> bytes:
+        self.asked += 1
+        if not self.answer:
+            raise UnavailableError("silence")
+        return self.answer
+
+    fetch = read
+
+    def close(self) -> None:
+        pass
+
+
+def test_who_is_silent_is_asked_last_until_it_is_heard_again(make_folder):
+    """A release server that is gone costs its half minute once, not once for each of a bundle's blobs."""
+    silent, stop = Silent(), threading.Event()
+    transports = Transports([silent, make_folder("a", {NEXT_ROOT: b"a"})])
+    for _ in range(5):
+        assert transports.read(NEXT_ROOT, 100, stop) == b"a"
+    assert silent.asked == 1
+    silent.answer = b"s"
+    assert transports.read_from(silent, NEXT_ROOT, 100, stop) == b"s"
+    assert transports.read(NEXT_ROOT, 100, stop) == b"s"
+    silent.answer = b""
+    assert [transports.read(NEXT_ROOT, 100, stop), silent.asked] == [b"a", 4]
+    transports.close()
+    assert [transports.read(NEXT_ROOT, 100, stop), silent.asked] == [b"a", 5]
+
+
 def test_liar_is_passed_over_and_named(make_folder, chunks: Download, caplog: pytest.LogCaptureFixture):
     """Wrong bytes of one mirror cost a try, not the update; but somebody should look at it."""
     transports = Transports([make_folder("liar", {BLOB: CONTENT[::-1]}), make_folder("good", {BLOB: CONTENT})])

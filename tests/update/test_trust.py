@@ -437,7 +437,9 @@ def test_a_signed_time_in_2100_does_not_lift_the_floor(world: World):
     assert world.trust.refresh().time_floor == START
 
 
-@pytest.mark.parametrize("issued", [7, "yesterday", "2026-11-20T10:00:00", None, ["2026"]], ids=str)
+@pytest.mark.parametrize(
+    "issued", [7, "yesterday", "2026-11-20T10:00:00", None, ["2026"], "0001-01-01T00:00:00+14:00"], ids=str
+)
 def test_a_signed_time_that_is_none_is_ignored(world: World, issued: object):
     """An odd field in a newer repository's timestamp must not stop anything."""
     world.repository.timestamp.unrecognized_fields["issued"] = issued

@@ -104,7 +104,8 @@ def test_release_goes_all_the_way(bench):
     assert document["trust"] == {"timestamp": 6, "expires": "2026-12-01T00:00:00.000Z"}
     assert document["models"]["m"] == {
         "channel": "stable", "state": "fetching", "release": 5, "name": "parcels", "version": "1.1.0", "digest": "5" * 64,
-        "confirmed": True, "previous": None, "reason": "", "denied": [],
+        "confirmed": True, "previous": None, "reason": "", "waits_for": "",
+        "checked_at": "2026-11-20T09:00:10.000Z", "check_failed": None, "denied": [],
         "candidate": {"release": 6, "name": "parcels", "version": "1.2.0", "digest": "6" * 64},
         "progress": {"done_bytes": 10, "total_bytes": 100, "transport": "mqtt"},
     }  # fmt: skip
@@ -265,9 +266,12 @@ def test_operator_is_heard(bench):
 def test_untrusted_metadata_is_said_and_changes_nothing(bench):
     """A hostile broker can only be noticed."""
     before = bench.model()
-    bench.updater.deal_with(CheckFailed("m", "timestamp: the signature is wrong.", is_attack=True))
+    bench.updater.deal_with(CheckFailed("m", "timestamp: the signature is wrong.", is_attack=True, hint="rotate it"))
     assert bench.names() == {"updates-untrusted"}
-    assert bench.model() == before
+    failed = {"reason": "timestamp: the signature is wrong.", "hint": "rotate it"}
+    assert bench.model() == {**before, "check_failed": failed, "checked_at": bench.model()["checked_at"]}
+    bench.assign(OLD)
+    assert bench.model()["check_failed"] is None
 
 
 def test_refused_release_leaves_the_active_slot_untouched(bench):

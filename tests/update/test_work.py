@@ -7,7 +7,15 @@ import threading
 
 import pytest
 
-from agent.errors import BundleError, CandidateError, ConfigurationError, StateError, UnavailableError, UntrustedError
+from agent.errors import (
+    BundleError,
+    CandidateError,
+    ConfigurationError,
+    OperatorError,
+    StateError,
+    UnavailableError,
+    UntrustedError,
+)
 from agent.update.notes import Checked, CheckFailed, FetchFailed, FetchProgress, Staged, TrialRefused, Tried
 from agent.update.record import Slot
 from agent.update.work import Work
@@ -85,9 +93,15 @@ def test_jobs_give_their_notes(bench):
         ("check", UnavailableError("silence"), CheckFailed("m", "silence.")),
         (
             "check",
+            OperatorError("no root", hint="copy it"),
+            CheckFailed("m", "no root.", hint="copy it", needs_operator=True),
+        ),
+        (
+            "check",
             UntrustedError("wrong signature", role="timestamp"),
             CheckFailed("m", "timestamp: wrong signature.", True),
         ),
+        ("check", StateError("disk full", where="/x"), CheckFailed("m", "/x: disk full.", is_disk=True)),
         ("check", ZeroDivisionError("ours"), CheckFailed("m", "ZeroDivisionError: ours.")),
         ("fetch", UnavailableError("silence"), FetchFailed("m", SLOT.digest, "silence.")),
         ("fetch", StateError("disk full", where="/x"), FetchFailed("m", SLOT.digest, "/x: disk full.")),

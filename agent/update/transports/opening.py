@@ -37,7 +37,7 @@ def _open(name: str, make_mqtt: Callable[[], Transport] | None, clock: Clock, pa
 
     if name == "mqtt":
         if make_mqtt is None:
-            raise OperatorError("the transport `mqtt` needs a broker", hint="add `broker:`, or take `mqtt` out")
+            raise OperatorError("the transport `mqtt` needs a broker", hint="add `mqtt:`, or take `mqtt` out")
         return make_mqtt()
     if scheme := _SCHEME.match(name):
         if scheme[1].lower() not in {"http", "https"}:

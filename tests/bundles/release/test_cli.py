@@ -142,6 +142,21 @@ def test_bad_wishes_end_in_an_error_with_a_next_step(repo: Path, tmp_path: Path,
     assert caught.value.hint
 
 
+def test_channel_that_is_new_beside_others_is_said(repo: Path, make_bundle):
+    """Nobody follows `stabel`."""
+    run("add", repo, make_bundle("1"))
+    assert "new channel" not in run("publish", repo, "--channel", "stable", "--bundle", "tiny")
+    text = run("publish", repo, "--channel", "stabel", "--bundle", "tiny")
+    assert "stabel is a new channel, beside stable" in text
+
+
+def test_broker_that_is_away_is_said_with_this_commands_options():
+    """There is no `mqtt.host` to correct on a laptop."""
+    with pytest.raises(HoldfastError, match="nothing listens") as caught:
+        run("status", "--host", "127.0.0.1", "--port", "1")
+    assert "--host" in caught.value.hint and "mqtt." not in caught.value.hint
+
+
 def test_verify_exits_with_1_on_damage(repo: Path):
     """For scripts."""
     (repo / "metadata" / "timestamp.json").write_text("{}")

@@ -196,3 +196,15 @@ def test_export_of_an_unknown_channel_names_the_known_ones(filled: Repository, t
     with pytest.raises(OperatorError, match="no channel `stabel`") as caught:
         export(filled.folder, tmp_path / "stick", ["stabel"])
     assert "stable" in caught.value.hint
+
+
+def test_export_where_the_newest_is_signed_and_not_current_is_refused(filled: Repository, tmp_path: Path):
+    """The laptop has no online keys: a stick from there would silently carry the release before."""
+    from agent.errors import OperatorError
+    from bundles.release.keys import Keyring
+
+    targets_only = {key: uri for key, uri in filled.settings.signers.items() if uri.endswith("targets.pem")}
+    Repository(filled.folder, Keyring(recorded=targets_only)).publish("stable", "tiny", "2")
+    with pytest.raises(OperatorError, match="signed and not current") as caught:
+        export(filled.folder, tmp_path / "stick")
+    assert "refresh" in caught.value.hint and not (tmp_path / "stick").exists()
