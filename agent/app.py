@@ -358,7 +358,7 @@ class Core:
         name, bundle = f"no-bundle-yet/{model}", self._settings.models[model].bundle
         channel = self._settings.models[model].channel
         if channel is None and (slot := Slots(self._paths.updates).load(model).active):
-            text = f"{slot.name} {slot.version} of a release ran here; without `channel:` the model's own `bundle:` runs"
+            text = f"{slot.name} {slot.version} of a release ran here; without `channel:` the model's `bundle:` runs"
             self._conditions.set(f"release-unused/{model}", "info", text)
         if bundle is None:
             self._conditions.set(name, "info", f"waiting for the first release of the channel {channel}")

@@ -342,7 +342,7 @@ class Machine:
         record = back_to_previous(self.record, "rolled_back" if has_run else "refused", reason)
         self._save_record(replace(record, denied=denying(record, bad, reason)))
         if has_run:
-            self._do(advice.rolled_back(self.record, bad, reason))
+            self._do(advice.rolled_back(self.record, bad, reason, has_factory=self._has_factory))
         else:
             self._do(advice.refused(self.record.model, bad, reason))
         if is_running:
@@ -363,8 +363,13 @@ class Machine:
             self._catch_up()
             return
         self._check_waits = True
-        self._save_record(back_to_previous(self.record, self.record.state, failed.reason))
-        self._do(advice.damaged(self.record, broken, failed.reason))
+        record = back_to_previous(self.record, self.record.state, failed.reason)
+        if record.active is None and not self._has_factory:  # it stays: the next start may like it better
+            self._save_record(replace(record, previous=broken))
+            self._do(advice.nothing_left(self.record.model, failed.reason))
+        else:
+            self._save_record(record)
+            self._do(advice.damaged(self.record, broken, failed.reason, has_factory=self._has_factory))
         self._send_switch(self.record.active)
 
     def _catch_up(self) -> None:
@@ -386,6 +391,8 @@ class Machine:
     # -- a restart ----------------------------------------------------------------------------------------------------
 
     def _resume_at_rest(self) -> None:
+        if self.record.active is None and not self._has_factory and self.record.previous:
+            self._save(active=self.record.previous, previous=None)
         self._do(*advice.remembered(self.record), Collect())
         self._catch_up()
 
@@ -495,7 +502,7 @@ class Machine:
         Row(CALM,         "watched",            _note_usual,        "",                              "remember the usual p99"),
     )
     RESUMES: ClassVar = (
-        Resume(REST,                  _resume_at_rest,   "",                                          "waiting candidate"),
+        Resume(REST,                  _resume_at_rest,   "active=what was given up, if nothing else", "waiting candidate"),
         Resume(INCOMING,              _resume_way_in,    "trying, starts + 1; after 3: refused",      "Fetch or Try"),
         Resume(SWITCHING | PROBATION, _resume_probation, "probation, starts + 1; after 3: rolled_back", ""),
     )
