@@ -101,7 +101,7 @@ def test_jobs_give_their_notes(bench):
             UntrustedError("wrong signature", role="timestamp"),
             CheckFailed("m", "timestamp: wrong signature.", True),
         ),
-        ("check", StateError("disk full", where="/x"), CheckFailed("m", "/x: disk full.", is_disk=True)),
+        ("check", StateError("disk full", hint="free some"), CheckFailed("m", "disk full.", hint="free some")),
         ("check", ZeroDivisionError("ours"), CheckFailed("m", "ZeroDivisionError: ours.")),
         ("fetch", UnavailableError("silence"), FetchFailed("m", SLOT.digest, "silence.")),
         ("fetch", StateError("disk full", where="/x"), FetchFailed("m", SLOT.digest, "/x: disk full.")),
