@@ -193,7 +193,9 @@ class Device:
         done = self.tell(Health(running_s=self.run_s, samples=self.samples, crashes=self.crashes, **values))
         if was is not None and self.record.active == was:
             self.count_start()  # supervision starts it again
-        if self.record.is_confirmed and self.record.active:  # in whatever state: another release may have waited for this
+        if (
+            self.record.is_confirmed and self.record.active
+        ):  # in whatever state: another release may have waited for this
             self.confirmed.append(self.record.active)
         return done
 
