@@ -27,6 +27,7 @@ BENCHMARKS: Mapping[str, str] = {
     "switch": "frames lost and the pause when a running worker switches to another bundle",
     "growth": "a worker's memory over 200,000 frames",
     "transfer": "a release over MQTT against a plain mover, far away, and beside events",
+    "update": "what a check that finds nothing new and the way back to a stored bundle cost on the wire",
 }
 
 

@@ -35,15 +35,16 @@ def refused(model: str, slot: Slot, reason: str) -> SetCondition:
 
 def rolled_back(record: Record, slot: Slot, reason: str, *, has_factory: bool) -> SetCondition:
     """A release ran and was taken back; `record` is the one after that."""
-    now = _now_runs(record, has_factory=has_factory)
-    text = f"Release {slot.release} ({slot.name} {slot.version}) was taken back: {reason} {now}{_NEXT}"
+    runs = _now_runs(record, has_factory=has_factory)
+    text = f"Release {slot.release} ({slot.name} {slot.version}) was taken back: {reason} {runs}{_NEXT}"
     return SetCondition(f"rolled-back/{record.model}", "error", text)
 
 
-def damaged(record: Record, slot: Slot, reason: str) -> SetCondition:
+def damaged(record: Record, slot: Slot, reason: str, *, has_factory: bool) -> SetCondition:
     """What was confirmed cannot run any more; `record` is the one after that."""
+    runs = _now_runs(record, has_factory=has_factory)
     text = (
-        f"Release {slot.release} ({slot.name} {slot.version}) is damaged on this device: {reason} {_now_runs(record)} "
+        f"Release {slot.release} ({slot.name} {slot.version}) is damaged on this device: {reason} {runs} "
         "The release is asked for and fetched again by itself; where this comes again, look at the disk."
     )
     return SetCondition(f"rolled-back/{record.model}", "error", text)
@@ -69,10 +70,10 @@ def settled(model: str) -> list[ClearCondition]:
     return [ClearCondition(f"update-failed/{model}"), ClearCondition(f"rolled-back/{model}")]
 
 
-def _now_runs(record: Record, *, has_factory: bool = True) -> str:
-    if now := record.active:
-        return f"Now runs {now.name} {now.version}."
-    return "Now runs the operator's own bundle." if has_factory else "Now nothing runs."
+def _now_runs(record: Record, *, has_factory: bool) -> str:
+    now = record.active
+    runs = f"{now.name} {now.version}" if now else "the operator's own bundle" if has_factory else "nothing"
+    return f"Now runs {runs}."
 
 
 def _failed(model: str, text: str) -> SetCondition:

@@ -152,7 +152,11 @@ class HighWater:
         try:
             atomicfile.write(self._path, json.dumps({"sha256": _checksum(value), **value}, indent=1).encode())
         except OSError as error:
-            raise StateError(f"cannot be written: {error.strerror or error}", where=str(self._path)) from error
+            raise StateError(
+                f"cannot be written: {error.strerror or error}",
+                where=str(self._path),
+                hint="free space or repair the disk; what runs keeps running",
+            ) from error
         self._content = content
 
     def _load(self) -> _Content:

@@ -369,7 +369,7 @@ class Machine:
             self._do(advice.nothing_left(self.record.model, failed.reason))
         else:
             self._save_record(record)
-            self._do(advice.damaged(self.record, broken, failed.reason))
+            self._do(advice.damaged(self.record, broken, failed.reason, has_factory=self._has_factory))
         self._send_switch(self.record.active)
 
     def _catch_up(self) -> None:

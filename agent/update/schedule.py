@@ -113,7 +113,7 @@ class CheckSchedule:
         if silence and (silence.needs_operator or self._backoff.attempts >= PATIENCE):
             advice = silence.hint or "check `update.transports` and the network"
             text = (
-                f"Nobody says what to run: {silence.reason} What runs goes on, and it is asked again by itself. "
+                f"A check for releases failed: {silence.reason} What runs goes on, and it is asked again by itself. "
                 f"{_sentence(advice)}"
             )
             steps[1] = SetCondition("no-update-source", "warning", text)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from queue import PriorityQueue
 from typing import Self
 
-from agent.errors import BundleError, CandidateError, HoldfastError, OperatorError, UntrustedError
+from agent.errors import BundleError, CandidateError, HoldfastError, OperatorError, StateError, UntrustedError
 from agent.log import brief
 from agent.update.notes import Checked, CheckFailed, FetchFailed, FetchProgress, Staged, TrialRefused, Tried, WorkNote
 from agent.update.record import Slot
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[int, int, str], None]
 """Bytes done, bytes in all, the transport's name."""
+_DISK = "free space on this device's disk, or mend its permissions"
 _CHECK, _TRY, _COLLECT, _FETCH, _END = 0, 1, 2, 3, -1
 
 
@@ -176,7 +177,7 @@ def _check_failed(model: str, error: HoldfastError) -> WorkNote:
         model,
         _text(error),
         is_attack=isinstance(error, UntrustedError),
-        hint=error.hint or "",
+        hint=error.hint or (_DISK if isinstance(error, StateError) else ""),
         needs_operator=isinstance(error, OperatorError),
     )
 

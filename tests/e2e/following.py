@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from agent.bundle.reader import open_bundle
 from agent.clock import SystemClock
 from bundles.release.creation import create
@@ -69,7 +67,7 @@ class Follower:
         factory: str | None = None,
         **update: Any,
     ) -> None:
-        self._holdfast, self._clock, self._releases = holdfast, SystemClock(), releases
+        self._holdfast, self._clock = holdfast, SystemClock()
         self.state = holdfast.state
         self.process: subprocess.Popen[bytes] | None = None
         self._log_began = 0
@@ -82,12 +80,6 @@ class Follower:
             update=update,
             **({"mqtt": {"host": broker.host, "port": broker.port}} if broker else {}),
         )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The operator's file, as it is."""
-        content: dict[str, Any] = yaml.safe_load(self.config.read_text())
-        return content
 
     def start(self) -> None:
         """Start the agent."""

@@ -32,17 +32,6 @@ pytestmark = pytest.mark.timeout(3600 if IS_SOAK else 300)
 Printer = Callable[..., None]
 
 
-@pytest.fixture
-def printer(capsys: pytest.CaptureFixture[str]) -> Printer:
-    """Return `print`, past pytest's capture: the counts are the point of this test."""
-
-    def show(*lines: str) -> None:
-        with capsys.disabled():
-            print(*lines, sep="\n", flush=True)  # noqa: T201
-
-    return show
-
-
 @pytest.fixture(scope="module")
 def measured_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a state folder with measured plans, so that each start in these tests takes a second or two."""

@@ -46,7 +46,6 @@ STARTS = 8
 """Of the whole agent, in a short run."""
 STEPS = ("confirmed", "fetching", "staged", "trying", "switching", "probation")
 """Of the update, in their order; then it is confirmed."""
-Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def suffer(shelf: Shelf, state: Path, disk: SmallDisk) -> bool:
         assert device.runs in {"A", "B"}
         said = device.condition(f"update-failed/{MODEL}") + device.condition("no-update-source")
         assert "No space left" in said or device.runs == "B", f"nothing says why: {device.record}"
+        assert "the network" not in said
     device.stop()
     again = SmallDevice(state, shelf)
     assert again.runs in {"A", "B"}

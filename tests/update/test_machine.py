@@ -193,7 +193,9 @@ class Device:
         done = self.tell(Health(running_s=self.run_s, samples=self.samples, crashes=self.crashes, **values))
         if was is not None and self.record.active == was:
             self.count_start()  # supervision starts it again
-        if self.record.is_confirmed and self.record.active:  # whatever the state: another release may have waited
+        if (
+            self.record.is_confirmed and self.record.active
+        ):  # in whatever state: another release may have waited for this
             self.confirmed.append(self.record.active)
         return done
 
@@ -677,6 +679,17 @@ def test_damaged_way_back_ends_at_the_factory_bundle(tmp_path):
     assert (device.running, device.record.active) == (None, None)
 
 
+def test_damaged_bundle_is_not_called_a_release_that_failed(tmp_path):
+    """It comes again by itself; told to publish a newer one, the operator would do work for nothing."""
+    device = Device(tmp_path, Record("m", "stable", "confirmed", NEW, previous=OLD))
+    device.tell(SwitchFailed("a blob is damaged."))
+    said = device.conditions["rolled-back/m"].text
+    assert "a blob is damaged. Now runs" in said
+    assert "fetched again by itself" in said
+    assert "publish" not in said
+    assert device.record.denied == ()
+
+
 def test_only_bundle_that_does_not_start_is_kept_and_tried_at_the_next_start(tmp_path):
     """A driver that was late, and no network to fetch it again: forgetting it would leave the device without one for good."""
     device = Device(tmp_path, Record("m", "stable", "confirmed", OLD), has_factory=False)
@@ -693,18 +706,7 @@ def test_first_release_that_fails_without_a_factory_bundle_says_that_nothing_run
     device.assigned, device.bad = NEW, {NEW.digest}
     device.settle()
     assert (device.running, device.record.active, device.record.denied[-1].release) == (None, None, NEW.release)
-    assert "Now nothing runs" in device.conditions["rolled-back/m"].text
-
-
-def test_damaged_bundle_is_not_called_a_release_that_failed(tmp_path):
-    """It comes again by itself; told to publish a newer one, the operator would do work for nothing."""
-    device = Device(tmp_path, Record("m", "stable", "confirmed", NEW, previous=OLD))
-    device.tell(SwitchFailed("a blob is damaged."))
-    said = device.conditions["rolled-back/m"].text
-    assert "a blob is damaged. Now runs" in said
-    assert "fetched again by itself" in said
-    assert "publish" not in said
-    assert device.record.denied == ()
+    assert "Now runs nothing" in device.conditions["rolled-back/m"].text
 
 
 def test_operator_does_not_go_back_to_nothing(tmp_path):

@@ -18,7 +18,7 @@ from agent.errors import (
 )
 from agent.update.notes import Checked, CheckFailed, FetchFailed, FetchProgress, Staged, TrialRefused, Tried
 from agent.update.record import Slot
-from agent.update.work import Work
+from agent.update.work import _DISK, Work
 
 SLOT = Slot(7, "parcels", "1.2.0", "a" * 64)
 OTHER = Slot(8, "parcels", "1.3.0", "b" * 64)
@@ -101,7 +101,7 @@ def test_jobs_give_their_notes(bench):
             UntrustedError("wrong signature", role="timestamp"),
             CheckFailed("m", "timestamp: wrong signature.", True),
         ),
-        ("check", StateError("disk full", where="/x"), CheckFailed("m", "/x: disk full.", is_disk=True)),
+        ("check", StateError("disk full", where="/x"), CheckFailed("m", "/x: disk full.", hint=_DISK)),
         ("check", ZeroDivisionError("ours"), CheckFailed("m", "ZeroDivisionError: ours.")),
         ("fetch", UnavailableError("silence"), FetchFailed("m", SLOT.digest, "silence.")),
         ("fetch", StateError("disk full", where="/x"), FetchFailed("m", SLOT.digest, "/x: disk full.")),
