@@ -88,6 +88,9 @@ class LyingSession:
     def is_over(self) -> bool:
         return self.requests >= MAX_REQUESTS
 
+    def abort(self) -> None:
+        self.requests = MAX_REQUESTS
+
     def publish(self, topic: str, payload: bytes, **_: Any) -> bool:
         self.requests += 1
         request = decode_request(payload)
