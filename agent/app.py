@@ -27,7 +27,7 @@ from agent.mqtt.link import Link
 from agent.mqtt.messages import Connected, ConnectFailed, Disconnected, LinkMessage, MessageArrived, PublishAcknowledged
 from agent.mqtt.topics import Topics, topic_matches
 from agent.outbox.actions import Action, Publish
-from agent.outbox.envelope import Envelope, ModelInfo
+from agent.outbox.envelope import CONTENT_TYPE, Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.store import EventStore
 from agent.paths import StatePaths, hold_state, open_state
@@ -341,7 +341,7 @@ class Core:
                             qos=1,
                             token=seq,
                             session=session,
-                            content_type="application/cloudevents+json",
+                            content_type=CONTENT_TYPE,
                         )
                 case SetCondition() | ClearCondition():
                     self._conditions.apply(action)

@@ -100,7 +100,7 @@ class UpdateSteps:
         self._stop = stop
         document = self._newest_word(self._channels[model])
         state = self._opened_trust().state()
-        assignment = choose(document, self._device, self._clock.now()).assignment
+        assignment = choose(document, self._device)
         return Checked(
             model,
             document.release,
@@ -141,12 +141,11 @@ class UpdateSteps:
         manifest = self._sound_manifest(slot)
         for pipeline in with_overrides(self._pipelines[model], slot.pipelines):
             check_kind(pipeline, manifest)
-        prepared = self._preparer.prepare(wanted, stop, lambda _: None)
+        self._preparer.prepare(wanted, stop, lambda _: None)
         limits = self._preparer.device(stop)[1].limits
         return Tried(
             model,
             slot.digest,
-            prepared,
             max_p99_ms=p99_limit_ms(limits, manifest),
             max_rss_bytes=limits.memory_mb * 2**20,
         )

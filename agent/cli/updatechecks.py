@@ -128,7 +128,7 @@ def _transport(transport: Transport, device: _Device, clock: Clock) -> Check:
             state = trust.refresh()
             for channel in device.channels:
                 document = read_channel(trust, trust.high_water, channel)
-                assignment = choose(document, who, clock.now()).assignment
+                assignment = choose(document, who)
                 what = (
                     f"{assignment.bundle.name} {assignment.bundle.version}" if assignment else "nothing for this device"
                 )

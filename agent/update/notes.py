@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from agent.update.record import Slot
 
@@ -67,11 +66,10 @@ class FetchFailed:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """The candidate passed its trial. `prepared` is opaque here: the app's own value (bundle and plan)."""
+    """The candidate passed its trial; the plan that came of it is stored."""
 
     model: str
     digest: str
-    prepared: Any = None
     max_p99_ms: float | None = None
     """The bundle's own gate."""
     max_rss_bytes: int | None = None

@@ -40,23 +40,9 @@ class Gate:
     """When it opens or closes, on the wall clock as it stands; None: never."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The assignment of this device, if any selects it, and why it waits, if it does."""
-
-    assignment: Assignment | None
-    waits_for: str = ""
-    ask_again_s: float | None = None
-
-
-def choose(document: ChannelDocument, device: Device, now: datetime, own_window: str | None = None) -> Decision:
-    """Return the first assignment that selects this device, and whether it waits. `now` is aware."""
-    assignment = next((each for each in document.assignments if selects(each, device)), None)
-    if assignment is None:
-        return Decision(None)
-    windows = [window for window in (assignment.window, own_window) if window]
-    found = gate(assignment.not_before, windows, now)
-    return Decision(assignment, found.reason, None if found.is_open else found.changes_in_s)
+def choose(document: ChannelDocument, device: Device) -> Assignment | None:
+    """Return the first assignment that selects this device, if any does."""
+    return next((each for each in document.assignments if selects(each, device)), None)
 
 
 def selects(assignment: Assignment, device: Device) -> bool:

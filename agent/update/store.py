@@ -66,10 +66,6 @@ class BundleStore:
         """Return where a blob lies, there or not."""
         return self._blobs / _checked(sha256)
 
-    def has_blob(self, sha256: str, size_bytes: int | None = None) -> bool:
-        """Return whether a blob is there, of this length; its content is not read."""
-        return _is_plain(self.blob_path(sha256), size_bytes)
-
     def has_sound_blob(self, sha256: str, size_bytes: int | None = None) -> bool:
         """Return whether a blob is there and is what its name says. A damaged one is removed, to be fetched again."""
         path = self.blob_path(sha256)

@@ -30,7 +30,7 @@ from agent.update.documents import CHUNK_BYTES
 from agent.update.highwater import HighWater
 from agent.update.record import Record, Slot
 from agent.update.schedule import CheckSchedule, read_hint
-from agent.update.selection import Device, choose, slot_of
+from agent.update.selection import Device, choose, gate, slot_of
 from agent.update.settings import UpdateSettings
 from agent.update.slots import Slots
 from agent.update.staging import Stager
@@ -193,10 +193,11 @@ def test_channel_document_of_any_kind_is_refused_or_remembered(content: bytes, n
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(HoldfastError):
         document = read_channel(SignedWord(content), HighWater(Path(folder)), "stable")
         assert HighWater(Path(folder)).release("stable") == document.release
-        decision = choose(document, Device("cam-1", frozenset({"west"})), now, "21:00-05:00")
-        if decision.assignment is None:
+        assignment = choose(document, Device("cam-1", frozenset({"west"})))
+        if assignment is None:
             return
-        slot = slot_of(decision.assignment)
+        slot = slot_of(assignment)
+        gate(slot.not_before, [*filter(None, [slot.window]), "21:00-05:00"], now)
         record = Record("people", "stable", "fetching", candidate=slot)
         Slots(Path(folder)).save(record)
         assert Slots(Path(folder)).load("people") == record

@@ -22,22 +22,22 @@ def document(*assignments):
     )  # fmt: skip
 
 
-def chosen(doc, device="box", groups=(), now=NOON, window=None):
-    decision = choose(doc, Device(device, frozenset(groups)), now, window)
-    return decision.assignment and decision.assignment.release, decision
+def chosen(doc, device="box", groups=()):
+    assignment = choose(doc, Device(device, frozenset(groups)))
+    return assignment and assignment.release
 
 
 def test_first_assignment_that_selects_the_device_wins():
     """Newest first: a later one is for those that the first leaves out."""
     doc = document({"groups": ["lab"]}, {"percent": 0}, {}, {})
-    assert chosen(doc)[0] == 7
-    assert chosen(doc, groups=["lab", "hall"])[0] == 9
+    assert chosen(doc) == 7
+    assert chosen(doc, groups=["lab", "hall"]) == 9
 
 
 def test_nothing_selects_the_device():
     """Then it keeps what it runs."""
-    assert chosen(document({"percent": 0}))[0] is None
-    assert chosen(document())[0] is None
+    assert chosen(document({"percent": 0})) is None
+    assert chosen(document()) is None
 
 
 def test_percent_selects_about_that_share():
@@ -121,16 +121,14 @@ def test_any_clock_gives_an_answer(at):
 
 def test_not_before_waits_and_says_until_when():
     """A release for Monday is published on Friday."""
-    release, decision = chosen(document({"not_before": NOON + timedelta(days=3)}))
-    assert (release, decision.ask_again_s) == (9, 3 * 86400)
-    assert decision.waits_for == "not before 2026-11-23 12:00 UTC"
+    found = gate(NOON + timedelta(days=3), [], NOON)
+    assert (found.reason, found.changes_in_s) == ("not before 2026-11-23 12:00 UTC", 3 * 86400)
 
 
 def test_own_window_gates_too():
     """The operator of the device has the last word on when."""
-    decision = chosen(document({"window": "08:00-16:00"}), window="15:00-20:00")[1]
-    assert decision.waits_for == "outside the window 15:00-20:00 UTC"
-    assert decision.ask_again_s == 3 * 3600
+    found = gate(None, ["08:00-16:00", "15:00-20:00"], NOON)
+    assert (found.reason, found.changes_in_s) == ("outside the window 15:00-20:00 UTC", 3 * 3600)
 
 
 def test_slot_remembers_the_assignment():
@@ -151,6 +149,5 @@ def test_slot_remembers_the_assignment():
 )
 def test_moment_that_utc_cannot_say_is_the_nearest_one(not_before, is_open):
     """A signed slip must not end the thread that asks for its correction."""
-    decision = choose(document({"not_before": not_before}), Device("box"), NOON)
-    assert decision.assignment
-    assert (decision.waits_for == "") is is_open
+    (assignment,) = document({"not_before": not_before}).assignments
+    assert gate(slot_of(assignment).not_before, [], NOON).is_open is is_open

@@ -241,7 +241,7 @@ def test_factory_bundle_serves_as_base_and_as_blob(
     stage(slot, elsewhere=[tmp_path / "nowhere", factory])
     store.verify(slot.digest, {"fp32"})
     assert transport.bytes < 1000
-    assert not store.has_blob(sha(MODEL))
+    assert not store.blob_path(sha(MODEL)).exists()
 
 
 def test_going_back_to_a_stored_bundle_costs_nothing(repository: Repository, stage, transport: Counted):

@@ -127,14 +127,14 @@ def test_blob_that_is_not_its_name_never_gets_it(store: BundleStore):
     store.partial_path(sha(b"model")).write_bytes(b"medol")
     with pytest.raises(ReleaseRefusedError, match="is not the blob"):
         store.put_blob(store.partial_path(sha(b"model")), sha(b"model"), 5)
-    assert not store.has_blob(sha(b"model"))
+    assert not store.blob_path(sha(b"model")).exists()
     assert not store.partial_path(sha(b"model")).exists()
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a" * 63, "A" * 64, "a" * 64 + "\n", "/etc/passwd"])
 def test_names_are_nothing_but_sha256(store: BundleStore, name: str):
     """A digest comes from a document; a path must not."""
-    for call in (store.path_of, store.blob_path, store.has_blob, store.partial_path, store.unpacked_path):
+    for call in (store.path_of, store.blob_path, store.has_sound_blob, store.partial_path, store.unpacked_path):
         with pytest.raises(ReleaseRefusedError, match="64 hex digits"):
             call(name)
 
@@ -149,7 +149,7 @@ def test_damaged_blob_is_named_and_fetched_again(store: BundleStore, damage: byt
     with pytest.raises(BundleError, match="1 of 2 blobs") as caught:
         store.verify(digest, {"fp32"})
     assert "fetch the release again" in str(caught.value)
-    assert not store.has_blob(sha(b"model"))
+    assert not store.blob_path(sha(b"model")).exists()
     put_blob(store, b"model")
     store.verify(digest, {"fp32"})
 
@@ -162,7 +162,7 @@ def test_damaged_manifest_is_fetched_again_and_its_blobs_stay(store: BundleStore
         store.verify(digest, {"fp32"})
     assert store.bundles() == set()
     store.collect({digest})
-    assert store.has_blob(sha(b"model"), 5)
+    assert store.blob_path(sha(b"model")).exists()
     assert store.put_manifest(manifest({"fp32": b"model"})) == digest
     store.verify(digest, {"fp32"})
 
@@ -171,7 +171,6 @@ def test_link_in_place_of_a_blob_is_not_one(store: BundleStore, tmp_path: Path):
     """What was verified is a file in here."""
     (tmp_path / "elsewhere").write_bytes(b"model")
     store.blob_path(sha(b"model")).symlink_to(tmp_path / "elsewhere")
-    assert not store.has_blob(sha(b"model"), 5)
     assert not store.has_sound_blob(sha(b"model"), 5)
     assert (tmp_path / "elsewhere").exists()
 
@@ -186,7 +185,7 @@ def test_collecting_frees_what_nobody_needs(store: BundleStore):
     assert store.collect({new}) == size + len(b"old model") + len(b"half") + 1
     assert store.bundles() == {new}
     store.verify(new, {"fp32", "int8"})
-    assert not store.has_blob(sha(b"old model"))
+    assert not store.blob_path(sha(b"old model")).exists()
     assert not list((store.folder / "partial").iterdir())
 
 
@@ -197,9 +196,9 @@ def test_collecting_spares_what_is_on_its_way(store: BundleStore):
     put_blob(store, b"next model")
     store.partial_path(sha(b"next small")).write_bytes(b"next")
     store.collect({active, coming})
-    assert store.has_blob(sha(b"next model")) and store.partial_path(sha(b"next small")).exists()
+    assert store.blob_path(sha(b"next model")).exists() and store.partial_path(sha(b"next small")).exists()
     store.collect({active})
-    assert not store.has_blob(sha(b"next model")) and not store.partial_path(sha(b"next small")).exists()
+    assert not store.blob_path(sha(b"next model")).exists() and not store.partial_path(sha(b"next small")).exists()
 
 
 def test_names_are_given_to_durable_files_only(store: BundleStore, monkeypatch: pytest.MonkeyPatch):

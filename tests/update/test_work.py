@@ -40,7 +40,7 @@ class Bench:
         )
 
     def try_(self, model, slot, stop):
-        return Tried(model, slot.digest, prepared="plan", max_p99_ms=30.0)
+        return Tried(model, slot.digest, max_p99_ms=30.0)
 
     def run(self, kind, model, *job):
         self.order.append((kind, model))
@@ -84,7 +84,7 @@ def test_jobs_give_their_notes(bench):
     assert bench.note() == FetchProgress("m", 10, 100, "mqtt")
     assert bench.note() == Staged("m", SLOT.digest)
     bench.work.try_("m", SLOT)
-    assert bench.note() == Tried("m", SLOT.digest, "plan", 30.0)
+    assert bench.note() == Tried("m", SLOT.digest, 30.0)
 
 
 @pytest.mark.parametrize(
