@@ -27,6 +27,8 @@ Message = dict[str, Any]
 log = logging.getLogger(__name__)
 
 LAST_WORDS_BYTES = 8192
+LONGEST_MESSAGE_BYTES = 4 << 20
+"""Of a child: native code that has gone mad must not take its parent's memory along."""
 WAITING_BYTES = 4 << 20
 """So much may wait for a child that does not read; a hung one must cost its parent neither time nor memory."""
 
@@ -104,6 +106,11 @@ class Child:
         """The last 8 KiB that the child (or a library inside it) wrote to stderr."""
         return b"".join(self._last_words).decode(errors="replace")[-LAST_WORDS_BYTES:]
 
+    def with_last_words(self, what: str) -> str:
+        """Return what happened to it, and the end of what it wrote to stderr, if anything."""
+        words = self.last_words.strip()
+        return f"{what}; its last words: {words[-1000:]}" if words else what
+
     def send(self, message: Mapping[str, object]) -> bool:
         """Queue one message; never blocks. Return False, and forget it, where too much waits for a child that hangs.
 
@@ -145,13 +152,11 @@ class Child:
     def _read_messages(self, stderr_reader: threading.Thread) -> None:
         stdout = self._process.stdout
         assert stdout is not None
-        for line in stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:
+        while line := stdout.readline(LONGEST_MESSAGE_BYTES):
+            if (message := _message_in(line)) is None:
                 log.warning("%s %d sent a line that is no message: %r", self.role, self.pid, line[:200])
-                continue
-            self._on_message(message)
+            else:
+                self._on_message(message)
         status = self._process.wait()
         stderr_reader.join(1.0)
         stdout.close()
@@ -174,13 +179,21 @@ class Child:
     def _read_stderr(self) -> None:
         stderr = self._process.stderr
         assert stderr is not None
-        for line in stderr:
+        while line := stderr.readline(LAST_WORDS_BYTES):  # a driver may draw its progress for years without a newline
             self._last_words.append(line)
             self._last_words_size += len(line)
             while self._last_words_size > LAST_WORDS_BYTES and len(self._last_words) > 1:
                 self._last_words_size -= len(self._last_words.popleft())
             log.debug("%s %d: %s", self.role, self.pid, line.decode(errors="replace").rstrip())
         stderr.close()
+
+
+def _message_in(line: bytes) -> Message | None:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
 
 
 class ParentLink:
@@ -214,6 +227,15 @@ class ParentLink:
                 self._outgoing.flush()
         except OSError:
             os._exit(1)
+
+
+def answer_once(answer: Callable[[Message], Message]) -> None:
+    """Serve one request of the parent and end: the whole of a one-shot child. A parent that goes away ends it at once."""
+    link = open_parent_link()
+    request = next(link.messages(), None)
+    if request is not None:
+        link.leave_with_parent()
+        link.send(answer(request))
 
 
 def open_parent_link() -> ParentLink:

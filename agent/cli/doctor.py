@@ -10,6 +10,7 @@ import typer
 
 from agent.cli.output import print_json
 from agent.errors import ConfigurationError
+from agent.log import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,6 @@ def _checks(config: Path | None) -> Iterator[Check]:
 
 def _print(check: Check) -> None:
     mark, color = _MARKS[check.verdict]
-    typer.echo(f"{typer.style(mark, fg=color)}  {check.name}: {check.text}")
+    typer.echo(f"{typer.style(mark, fg=color)}  {check.name}: {printable(check.text)}")
     if check.advice:
-        typer.echo(f"      → {check.advice}")
+        typer.echo(f"      → {printable(check.advice)}")

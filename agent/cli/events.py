@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent.errors import OperatorError
+from agent.log import printable
 
 if TYPE_CHECKING:
     from agent.mqtt.settings import MqttSettings
@@ -80,7 +81,7 @@ def line_of(event: Mapping[str, Any]) -> str:
     """
     source = str(event.get("source", "?")).removeprefix("/devices/").replace("/pipelines/", "/")
     if "unreadable" in event:
-        return f"{source}: no event: {event['unreadable']}"
+        return printable(f"{source}: no event: {event['unreadable']}")
     data = data_of(event)
     kind = str(event.get("type", "?")).removeprefix("dev.holdfast.").removeprefix("event.")
     words = [str(event.get("time", "?")), source, f"#{data.get('seq', '?')}", kind]
@@ -91,7 +92,7 @@ def line_of(event: Mapping[str, Any]) -> str:
         words.append(f"in {', '.join(map(str, zones['current']))}")
     if data.get("replayed"):
         words.append("(sent again)")
-    return " ".join(words)
+    return printable(" ".join(words))  # anybody who may write to the broker may have written it
 
 
 def data_of(event: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -173,13 +173,13 @@ def _report(error: HoldfastError, *, is_verbose: bool) -> None:
     text = log.mask_url(str(error))
     if isinstance(error, ConfigurationError) and len(error.problems) > 1:
         text = f"{len(error.problems)} problems\n{text}"
-    typer.echo(f"error: {text}", err=True)
+    typer.echo(log.printable(f"error: {text}"), err=True)  # it may quote a broker, a server or a signed document
 
 
 def _report_bug(error: Exception, *, is_verbose: bool) -> None:
     if is_verbose:
         traceback.print_exception(error)
-    typer.echo(log.mask_url(f"error: {type(error).__name__}: {error}"), err=True)
+    typer.echo(log.printable(log.mask_url(f"error: {type(error).__name__}: {error}")), err=True)
     if not is_verbose:
         typer.echo("  → this should not happen; run it again as `holdfast -v …` and report the traceback", err=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from agent.childprocess import Message, open_parent_link
+from agent.childprocess import Message, answer_once
 from agent.clock import SystemClock
 from agent.errors import HoldfastError
 from agent.sources.sample import Frame, Reading
@@ -18,10 +18,7 @@ from agent.sources.settings import CameraSource, SensorSource
 
 def main() -> None:
     """Serve one request of the parent."""
-    link = open_parent_link()
-    for message in link.messages():
-        link.send(look(message))
-        return
+    answer_once(look)
 
 
 def look(message: Message) -> Message:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from agent.bundle.reader import Bundle, open_bundle
-from agent.childprocess import Message, open_parent_link
+from agent.childprocess import Message, answer_once
 from agent.clock import Clock, SystemClock
 from agent.device.plan import Candidate, Measurement
 from agent.errors import HoldfastError
@@ -38,12 +38,7 @@ _candidate: TypeAdapter[Candidate] = TypeAdapter(Candidate)
 
 def main() -> None:
     """Serve one trial and end. A parent that goes away in the middle of it ends this process too."""
-    link = open_parent_link()
-    request = next(link.messages(), None)
-    if request is None:
-        return
-    link.leave_with_parent()
-    link.send(answer(request))
+    answer_once(answer)
 
 
 def answer(request: Message) -> Message:

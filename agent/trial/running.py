@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
 import threading
 from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent.childprocess import Child, Message
+from agent.childprocess import Child, Message, exit_text
 from agent.clock import Clock, SystemClock
 from agent.device.plan import Candidate, Measurement, Outcome
 from agent.device.profile import Limits
@@ -89,9 +88,9 @@ def _outcome(candidate: Candidate, answer: Message | int | str, child: Child) ->
     if answer == STOPPED:
         return Outcome(candidate, refusal=STOPPED)
     if isinstance(answer, str):
-        return Outcome(candidate, refusal=_with_last_words(answer, child))
+        return Outcome(candidate, refusal=child.with_last_words(answer))
     if isinstance(answer, int):
-        return Outcome(candidate, refusal=_with_last_words(_exit_text(answer), child))
+        return Outcome(candidate, refusal=child.with_last_words(f"the trial {exit_text(answer)} before it answered"))
     if answer.get("is") == "refused":
         return Outcome(candidate, refusal=str(answer.get("reason", "the trial gave no reason")))
     try:
@@ -99,16 +98,3 @@ def _outcome(candidate: Candidate, answer: Message | int | str, child: Child) ->
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         return Outcome(candidate, refusal=f"the trial's answer is no measurement: {first['loc']}: {first['msg']}")
-
-
-def _exit_text(status: int) -> str:
-    if status >= 0:
-        return f"the trial ended with status {status} before it answered"
-    with contextlib.suppress(ValueError):
-        return f"the trial was killed by {signal.Signals(-status).name}"
-    return f"the trial was killed by signal {-status}"
-
-
-def _with_last_words(what: str, child: Child) -> str:
-    words = child.last_words.strip()
-    return f"{what}; its last words: {words[-1000:]}" if words else what

@@ -11,7 +11,7 @@ import mmap
 from pathlib import Path
 from typing import IO
 
-from agent.childprocess import Message, open_parent_link
+from agent.childprocess import Message, answer_once
 from agent.update import residual
 from agent.update.unpacking import PATCH_WINDOW_LOG, SMALLEST_BASE_BYTES, ZSTD_WINDOW_LOG, UnpackError
 from agent.update.zstdlibrary import zstd
@@ -23,12 +23,7 @@ _WRITE_BYTES = 1 << 20
 
 def main() -> None:
     """Serve one request and end. A parent that goes away in the middle of it ends this process too."""
-    link = open_parent_link()
-    request = next(link.messages(), None)
-    if request is None:
-        return
-    link.leave_with_parent()
-    link.send(answer(request))
+    answer_once(answer)
 
 
 def answer(request: Message) -> Message:

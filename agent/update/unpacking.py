@@ -141,7 +141,7 @@ def _run_child(request: Message, limits: Limits, clock: Clock, stop: threading.E
     if not has_ended:
         raise UnpackError(f"the unpacking child did not end within {END_S:g} s of being killed")
     if isinstance(answer, int):
-        raise UnpackError(_with_last_words(f"the unpacking child {exit_text(answer)}", child))
+        raise UnpackError(child.with_last_words(f"the unpacking child {exit_text(answer)}"))
     match answer.get("is"):
         case "unpacked":
             return
@@ -188,8 +188,3 @@ def _check(output: Path, sha256: str, size_bytes: int) -> None:
         if digest.hexdigest() != sha256:
             raise UnpackError(f"unpacking made a file with SHA-256 {digest.hexdigest()}, expected {sha256}")
         os.fsync(file.fileno())
-
-
-def _with_last_words(what: str, child: Child) -> str:
-    words = child.last_words.strip()
-    return f"{what}; its last words: {words[-1000:]}" if words else what

@@ -15,6 +15,8 @@ from agent.mqtt.settings import MqttSettings
 from agent.mqtt.subscriber import Arrived, Subscriber
 
 MAX_REPORT_BYTES = 64_000
+MAX_TOTAL_BYTES = 1 << 60
+"""More is no size of a download, and no number that divides."""
 QUIET_S = 1.0
 """Retained messages come at once; after this much silence there are no more."""
 _KINDS = ("update", "info", "status")
@@ -98,7 +100,7 @@ def _row(device_id: str, status: str, name: str, model: Mapping[str, Any]) -> Ro
     detail = _text(model.get("reason") or "")
     progress = _mapping(model.get("progress"))
     done, total = progress.get("done_bytes"), progress.get("total_bytes")
-    if isinstance(done, int) and isinstance(total, int) and total > 0:
+    if isinstance(done, int) and isinstance(total, int) and 0 < total < MAX_TOTAL_BYTES:
         detail = f"{100 * done // total} % of {total / 1e6:.1f} MB by {_text(progress.get('transport'))}"
     return Row(
         _text(device_id),

@@ -180,3 +180,10 @@ def test_subscription_that_the_broker_denies_is_said():
         settings = MqttSettings(host="127.0.0.1", port=listener.getsockname()[1], protocol="3.1.1")
         with pytest.raises(OperatorError, match="denies holdfast/"):
             Subscriber(settings, client_id="x", topics=["holdfast/devices/+/events/#"]).__enter__()
+
+
+def test_event_cannot_steer_the_terminal_that_shows_it():
+    """Whoever may write to the broker may write a label."""
+    assert line_of({"source": "/devices/box", "data": {"label": "\x1b[2J\x9b5mperson"}}).endswith(
+        "\\x1b[2J\\x9b5mperson"
+    )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.main import COMMANDS
+from agent.cli.main import COMMANDS, _report
+from agent.errors import UnavailableError
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 HEAVY = ("onnxruntime", "cv2", "numpy", "paho", "pydantic", "yaml", "simulator", "bundles", "agent.device", "agent.app")
@@ -147,3 +148,9 @@ def test_init_into_a_folder_that_is_not_there_is_said(tmp_path):
     """A clear text, not a traceback."""
     done = holdfast("init", "--output", "none/x.yaml", cwd=tmp_path)
     assert (done.returncode, "cannot be written" in done.stderr) == (7, True)
+
+
+def test_error_that_quotes_a_hostile_server_is_only_text(capsys):
+    """A status line, a reason, a signed document: somebody else wrote it."""
+    _report(UnavailableError("the exchange failed: \x1b]0;gotcha\x07\rfine"), is_verbose=False)
+    assert capsys.readouterr().err == "error: the exchange failed: \\x1b]0;gotcha\\x07\\rfine\n"

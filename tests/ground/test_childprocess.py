@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.childprocess import WAITING_BYTES, Child
+from agent.childprocess import LAST_WORDS_BYTES, LONGEST_MESSAGE_BYTES, WAITING_BYTES, Child
 
 
 @pytest.fixture
@@ -55,3 +55,21 @@ def test_message_to_a_child_that_has_gone_is_no_error(start):
     assert child.send({"is": "late"})
     child.close_input()
     assert said.empty()
+
+
+@pytest.mark.parametrize(
+    "line", ["7", "[" * 100_000, "x" * (LONGEST_MESSAGE_BYTES + 9)], ids=["7", "nested", "endless"]
+)
+def test_line_that_is_no_message_hides_none(start, line):
+    """Native code that has gone mad writes anything; core's reader must outlive it, and not take a number for an exit."""
+    _, said = start(f"print({line[0]!r} * {len(line)}, flush=True)\nprint('{{\"is\": 1}}', flush=True)\nsys.exit(5)\n")
+    assert said.get(timeout=20) == {"is": 1}
+    assert said.get(timeout=20) == 5
+
+
+def test_child_that_never_ends_a_line_costs_bounded_memory(start):
+    """Drivers draw progress bars with carriage returns, for years."""
+    child, said = start("sys.stderr.write('10 %\\r' * 1_000_000 + 'end')\n")
+    assert said.get(timeout=20) == 0
+    assert sum(map(len, child._last_words)) <= 2 * LAST_WORDS_BYTES
+    assert child.last_words.endswith("end")

@@ -135,8 +135,8 @@ def test_stop_ends_a_trial_at_once(pretend, tmp_path):
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        pytest.param("sys.exit(3)", "status 3", id="exit"),
-        pytest.param("print('hello')", "status 0", id="no-json"),
+        pytest.param("sys.exit(3)", "exited with 3", id="exit"),
+        pytest.param("print('hello')", "exited with 0", id="no-json"),
         pytest.param(
             f"print({json.dumps(json.dumps({'is': 'measured', 'measurement': {'runs': 'x'}}))})",
             "no measurement",

@@ -47,8 +47,9 @@ def test_a_row_for_each_model():
 @pytest.mark.parametrize(
     "payload",
     [b"", b"\xff\xfe", b"[1]", b"[" * 50_000, b'{"models": 7}', b'{"models": {"a": 3, "b": {"progress": "x"}}}',
+     b'{"models": {"a": {"progress": {"done_bytes": 1, "total_bytes": 1' + b"0" * 400 + b'}}}}',
      b'{"models": {"a": {}}, "x": "' + b"x" * 70_000 + b'"}'],
-    ids=["empty", "no text", "list", "deep", "number", "wrong types", "too large"],
+    ids=["empty", "no text", "list", "deep", "number", "wrong types", "huge number", "too large"],
 )  # fmt: skip
 def test_hostile_reports_are_shown_as_such(payload: bytes):
     """The broker is not trusted: no report may end the command."""
