@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -291,6 +292,15 @@ class Releasing:
 def digest_of(event: Mapping[str, Any]) -> str:
     """Return the digest of the bundle that an event is from."""
     return str((event["data"].get("model") or {}).get("digest"))
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return what a folder's files take while they may come and go."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def says(reason: str, texts: str) -> bool:

@@ -20,7 +20,7 @@ from simulator.broker import Mosquitto
 from simulator.hostilebroker import GIANT_PAYLOAD_BYTES, Hint, HostileServer
 from simulator.hostilemirror import HostileMirror
 from simulator.mischief import Mischief
-from tests.e2e.releasing import DEVICE, Releasing
+from tests.e2e.releasing import DEVICE, Releasing, disk_bytes
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Holdfast
@@ -104,4 +104,4 @@ def flood_with(world: Releasing, mirror: HostileMirror, server: HostileServer, f
 def require_bounded(world: Releasing, before_bytes: int) -> None:
     """Assert that neither memory nor disk grew by more than a release does."""
     assert peak_bytes(world) - before_bytes < MOST_GROWTH_BYTES
-    assert sum(path.stat().st_size for path in world.paths.root.rglob("*") if path.is_file()) < MOST_DISK_BYTES
+    assert disk_bytes(world.paths.root) < MOST_DISK_BYTES
