@@ -15,6 +15,7 @@ from agent import RELEASED_ON
 from agent.childprocess import Child, Message
 from agent.cli.check import Check, failed
 from agent.clock import Clock
+from agent.config.view import mask
 from agent.errors import HoldfastError
 
 if TYPE_CHECKING:
