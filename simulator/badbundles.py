@@ -73,6 +73,7 @@ def make_bundle(
     version: str = "1",
     sharpness: float = 8.0,
     ballast_bytes: int = 0,
+    ballast_seed: int = 1,
     memory_bytes: int = 6 << 30,
 ) -> Path:
     """Write a built bundle into `folder` (made where it is missing) and return it.
@@ -85,6 +86,7 @@ def make_bundle(
         version: Of the bundle.
         sharpness: Another value makes another good model with other scores.
         ballast_bytes: Weights that nothing comes of, for a download of a certain size. They do not compress.
+        ballast_seed: Another one makes other weights, which no difference to an older version makes smaller.
         memory_bytes: What `memory` takes at once, on disk nothing. Keep it below the machine's where no fence stands before it.
 
     Raises:
@@ -93,7 +95,9 @@ def make_bundle(
     if when != "always" and fault in NOT_BY_PICTURE:
         raise ValueError(f"{fault!r} does not depend on the picture")
     (folder / BLOBS).mkdir(parents=True, exist_ok=True)
-    model = _blob(folder, _model(fault, when, sharpness, ballast_bytes, memory_bytes).SerializeToString())
+    model = _blob(
+        folder, _model(fault, when, sharpness, (ballast_bytes, ballast_seed), memory_bytes).SerializeToString()
+    )
     if fault == "missing blob":
         (folder / BLOBS / str(model["sha256"])).unlink()
     shape = [1, len(LABELS)]
@@ -167,14 +171,14 @@ class _Graph:
         )
 
 
-def _model(fault: Fault, when: When, sharpness: float, ballast_bytes: int, memory_bytes: int) -> onnx.ModelProto:
+def _model(fault: Fault, when: When, sharpness: float, ballast: tuple[int, int], memory_bytes: int) -> onnx.ModelProto:
     graph = _Graph()
     graph.add("ReduceMean", ["image"], "mean", axes=[0, 1, 2, 3], keepdims=0)
     _add_strikes(graph, when)
     slope = graph.weight("slope", np.array([[-sharpness / 2, sharpness / 2]], np.float32))
     offset = graph.weight("offset", np.array([[sharpness / 4, -sharpness / 4]], np.float32))
     graph.add("Add", [graph.add("Mul", ["mean", slope], "scaled"), offset], "logits")
-    last = graph.add("Softmax", [_with_ballast(graph, ballast_bytes)], "scores", axis=1)
+    last = graph.add("Softmax", [_with_ballast(graph, *ballast)], "scores", axis=1)
     graph.add("Identity", [_with_fault(graph, fault, last, memory_bytes)], "classes")
     classes = 4 if fault == "other shape" else len(LABELS)
     return helper.make_model(
@@ -205,10 +209,10 @@ def _add_strikes(graph: _Graph, when: When) -> None:
     graph.add("And", [is_bright, is_drawn], "strikes")
 
 
-def _with_ballast(graph: _Graph, count: int) -> str:
+def _with_ballast(graph: _Graph, count: int, seed: int) -> str:
     if not count:
         return "logits"
-    ballast = graph.weight("ballast", np.random.default_rng(1).integers(0, 256, count, np.uint8))
+    ballast = graph.weight("ballast", np.random.default_rng(seed).integers(0, 256, count, np.uint8))
     first = graph.weight("first", np.array(0, np.int64))
     one = graph.add("Gather", [ballast, first], "one_byte")
     nothing = graph.add(

@@ -6,13 +6,14 @@ import queue
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from agent import RELEASED_ON
 from agent.childprocess import Child, Message
+from agent.cli.check import Check, failed
 from agent.clock import Clock
 from agent.config.view import mask
 from agent.errors import HoldfastError
@@ -22,29 +23,11 @@ if TYPE_CHECKING:
     from agent.device.facts import Facts
     from agent.pipeline.settings import CameraSettings, SensorSettings
 
-Verdict = Literal["ok", "warn", "fail"]
-
 BUILD_TIME = datetime.fromisoformat(RELEASED_ON).replace(tzinfo=UTC)
 LEAST_FREE_BYTES = 50 * 2**20
 """Below, plans and the database's own journal do not fit any more."""
 LOOK_MARGIN_S = 10.0
 """A child needs this long beside the source's own timeouts: starting, importing, the first picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The result of one check."""
-
-    name: str
-    verdict: Verdict
-    text: str
-    advice: str | None = None
-
-
-def failed(name: str, error: HoldfastError) -> Check:
-    """Return the check that an error makes."""
-    text = error.message if error.where is None else f"{error.where}: {error.message}"
-    return Check(name, "fail", mask(text), error.hint)
 
 
 def run_all(configuration: Configuration, clock: Clock) -> Iterator[Check]:

@@ -15,7 +15,7 @@ from agent.log import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.cli.checks import Check
+    from agent.cli.check import Check
 
 _MARKS = {"ok": ("ok  ", typer.colors.GREEN), "warn": ("warn", typer.colors.YELLOW), "fail": ("FAIL", typer.colors.RED)}
 
@@ -38,7 +38,8 @@ def doctor(
 
 
 def _checks(config: Path | None) -> Iterator[Check]:
-    from agent.cli.checks import Check, clock_check, device, run_all, state
+    from agent.cli.check import Check
+    from agent.cli.checks import clock_check, device, run_all, state
     from agent.clock import SystemClock
     from agent.config import file as configfile
     from agent.device.probing import probe_facts

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import RELEASED_ON
-from agent.cli.checks import Check, failed
+from agent.cli.check import Check, failed
 from agent.clock import Clock, SystemRandom
 from agent.errors import HoldfastError, NotThereError, OperatorError, UnavailableError
 from agent.paths import StatePaths, open_state

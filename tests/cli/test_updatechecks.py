@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli import updatechecks
-from agent.cli.checks import Check
+from agent.cli.check import Check
 from agent.clock import SystemClock, SystemRandom
 from agent.config import file as configfile
 from agent.mqtt.settings import MqttSettings

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -48,16 +49,27 @@ class Releasing:
     Args:
         holdfast: The command.
         broker: A real one.
-        probation: The device's `update: probation:`.
+        transports: The device's `update: transports:`.
+        protocol: The device's MQTT.
+        is_served: Whether an honest server stands at the broker from the start.
     """
 
-    def __init__(self, holdfast: Holdfast, broker: Mosquitto, **probation: float) -> None:
+    def __init__(
+        self,
+        holdfast: Holdfast,
+        broker: Mosquitto,
+        *,
+        transports: Sequence[str] = ("mqtt",),
+        protocol: str = "auto",
+        is_served: bool = True,
+    ) -> None:
         self.holdfast, self.broker = holdfast, broker
         self.paths = StatePaths(holdfast.state)
         self.folder = holdfast.folder
         self.repository, _ = create(self.folder / "repo", self.folder / "keys", self.folder / "online-keys")
         self.consumer = Consumer(broker.port)
-        self.server = self.new_server()
+        self.server = self._new_server()
+        self._is_served = is_served
         self.digests: dict[str, str] = {}
         self.conditions: dict[str, str] = {}
         """As the device publishes them: name → text."""
@@ -69,14 +81,9 @@ class Releasing:
         self._watch = mqtt.Client(CallbackAPIVersion.VERSION2)
         self._watch.on_message = self._take_health
         self._pictures()
-        self.config = self._write_config(self.build("1.0"), probation)
+        self.config = self._write_config(self.build("1.0"), transports, protocol)
 
     # -- the operator -----------------------------------------------------------------------------------------------
-
-    def new_server(self) -> Server:
-        """Return one more server of the repository."""
-        settings = MqttSettings(host=self.broker.host, port=self.broker.port)
-        return Server(self.folder / "repo", settings, clock=SystemClock(), random=SystemRandom())
 
     def build(self, version: str, *fault: str, **options: Any) -> Path:
         """Build a bundle: a good one, or with a fault and when it strikes."""
@@ -99,7 +106,8 @@ class Releasing:
     # -- the device -------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.server.__enter__()
+        if self._is_served:
+            self.server.__enter__()
         self.consumer.__enter__()
         self._watch.connect(self.broker.host, self.broker.port)
         self._watch.subscribe(Topics("holdfast", DEVICE).health)
@@ -114,7 +122,8 @@ class Releasing:
         self._watch.disconnect()
         self._watch.loop_stop()
         self.consumer.__exit__()
-        self.server.__exit__(None, None, None)
+        if self._is_served:
+            self.server.__exit__(None, None, None)
 
     def run(self) -> None:
         """Start the agent and wait until events come."""
@@ -247,12 +256,16 @@ class Releasing:
             grey = np.full((64, 64, 3), BRIGHT if number < 3 else DARK, np.uint8)
             cv2.imwrite(str(self.folder / "pictures" / f"{number}.png"), grey)
 
-    def _write_config(self, factory: Path, probation: Mapping[str, float]) -> Path:
+    def _new_server(self) -> Server:
+        settings = MqttSettings(host=self.broker.host, port=self.broker.port)
+        return Server(self.folder / "repo", settings, clock=SystemClock(), random=SystemRandom())
+
+    def _write_config(self, factory: Path, transports: Sequence[str], protocol: str) -> Path:
         self.digests["1.0"] = _digest(factory)
         shutil.copytree(factory, self.folder / "factory")
         return self.holdfast.write_config(
             device={"name": DEVICE, "profile": "safe-default"},
-            mqtt={"host": self.broker.host, "port": self.broker.port},
+            mqtt={"host": self.broker.host, "port": self.broker.port, "protocol": protocol},
             models={MODEL: {"bundle": str(self.folder / "factory"), "channel": CHANNEL}},
             cameras={
                 CAMERA: {
@@ -265,7 +278,8 @@ class Releasing:
             update={
                 "root": str(self.folder / "repo" / "metadata" / "1.root.json"),
                 "hint_jitter_s": 0.2,
-                "probation": {"seconds": 5, "samples": 40, **probation},
+                "transports": list(transports),
+                "probation": {"seconds": 5, "samples": 40},
             },
         )
 
@@ -278,6 +292,15 @@ class Releasing:
 def digest_of(event: Mapping[str, Any]) -> str:
     """Return the digest of the bundle that an event is from."""
     return str((event["data"].get("model") or {}).get("digest"))
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return what a folder's files take while they may come and go."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def says(reason: str, texts: str) -> bool:

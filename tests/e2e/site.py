@@ -22,6 +22,7 @@ from typing import Any, Self
 import yaml
 
 from agent.clock import SystemClock
+from agent.update.report import read_report
 from simulator.broker import Mosquitto
 from simulator.certificates import Certificates
 
@@ -127,11 +128,7 @@ class Box(Machine):
 
     def document(self) -> dict[str, Any]:
         """What its agent last said of its updates."""
-        try:
-            report: dict[str, Any] = json.loads((self.folder / "state" / "updates" / "report.json").read_bytes())
-        except (OSError, ValueError):
-            return {"models": {}, "trust": None}
-        return report
+        return read_report(self.folder / "state" / "updates") or {"models": {}, "trust": None}
 
     def report(self) -> dict[str, Any]:
         """What it last said of its one model."""

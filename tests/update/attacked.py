@@ -89,7 +89,10 @@ class Operator:
         """Build, add and assign a version; return its manifest's digest."""
         place = self._bundles / version
         if not place.exists():
-            make_bundle(place, version=version, sharpness=4.0 + len(self.digests), ballast_bytes=BALLAST_BYTES)
+            number = len(self.digests) + 1
+            make_bundle(
+                place, version=version, sharpness=4.0 + number, ballast_bytes=BALLAST_BYTES, ballast_seed=number
+            )
             self.digests[version] = hashlib.sha256((place / "manifest.json").read_bytes()).hexdigest()
         repository = repository or self.repository
         repository.add(place)

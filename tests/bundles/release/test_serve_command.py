@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agent.mqtt.settings import MqttSettings, TlsSettings
 from agent.mqtt.subscriber import Subscriber
+from agent.paths import StatePaths, hold_state
 from bundles.release.creation import create, open_repository
 from bundles.release.settings import ExpiryDays
 from simulator.broker import Mosquitto
@@ -40,6 +41,22 @@ def test_serve_with_tls_says_what_is_new_and_leaves_when_asked(tmp_path: Path, n
             server.send_signal(signal.SIGTERM)
             assert "served 0 pieces" in server.communicate(timeout=30)[1].decode()
             assert server.returncode == 0
+        finally:
+            server.kill()
+            server.wait()
+
+
+def test_server_that_starts_while_another_one_refreshes_serves(tmp_path: Path, need_tool):
+    """Two start at the same boot, on the same folder: the one that finds it locked must not end."""
+    need_tool("mosquitto")
+    create(tmp_path / "repo", tmp_path / "keys", tmp_path / "online")
+    with Mosquitto(tmp_path / "broker") as broker, hold_state(StatePaths(tmp_path / "repo")):
+        words = ["--host", "127.0.0.1", "--port", broker.port, "--online-keys", tmp_path / "online"]
+        server = subprocess.Popen([*COMMAND, str(tmp_path / "repo"), *map(str, words)])
+        try:
+            settings = MqttSettings(host="127.0.0.1", port=broker.port)
+            with Subscriber(settings, client_id="test", topics=["holdfast/releases/timestamp"]) as subscriber:
+                assert next(subscriber.messages(idle_s=30)).payload == b"1"
         finally:
             server.kill()
             server.wait()
