@@ -186,6 +186,11 @@ def world(tmp_path: Path, releases: Releases, preparer: Preparer, request: pytes
     made.close()
 
 
+def hide_roots(cues: Cues) -> None:
+    """Replay well: an older repository has no newer root, rather than an old one under a new number."""
+    cues.play("not there", "metadata/*.root.json")
+
+
 def recover(device: Device, goal: str, rounds: int = 10) -> None:
     """Check until the release is there and nothing is wrong any more: at once, but for a machine that is very busy."""
     for _ in range(rounds):
@@ -223,6 +228,8 @@ def test_mischief_delays_and_shows_and_the_release_comes_when_it_ends(
     device = world.updated(transport)
     world.serve(3)
     cues.play(mischief, path)
+    if mischief == "replay":
+        hide_roots(cues)
     has_come = suffer(world, device, world.digests[3])
     assert cues.fired[mischief]
     if has_come:
@@ -309,6 +316,7 @@ def test_older_repository_is_refused_also_after_a_power_cut(world: World, way: s
         (device.folder / "updates" / "trust" / "metadata" / f"{role}.json").write_bytes(b"")
     device.reboot()
     cues.play("replay")
+    hide_roots(cues)
     assert not suffer(world, device, world.digests[1])
     reason = device.ills["updates-untrusted"]
     assert "release 3 was accepted" not in reason, (
