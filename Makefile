@@ -13,7 +13,7 @@ test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every te
 	$(BIN)/pytest $(ARGS)
 
 soak: $(VENV)/.dev ## 200 + 200 times kill -9, about half an hour
-	HOLDFAST_SOAK=1 $(BIN)/pytest tests/e2e/test_kill.py -s $(ARGS)
+	HOLDFAST_SOAK=1 $(BIN)/pytest tests/e2e/test_kill.py tests/e2e/test_bad_bundles.py tests/e2e/test_flood.py -s $(ARGS)
 
 bench: $(VENV)/.dev ## Ratios against peers and ceilings, as one table
 	$(BIN)/python -m benchmarks $(ARGS)
