@@ -73,8 +73,6 @@ class Releasing:
         self.digests: dict[str, str] = {}
         self.conditions: dict[str, str] = {}
         """As the device publishes them: name → text."""
-        self.ever: dict[str, str] = {}
-        """All that it ever published."""
         self.audit: Audit | None = None
         self._clock, self._never = SystemClock(), threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -286,7 +284,6 @@ class Releasing:
     def _take_health(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         document = json.loads(message.payload)
         self.conditions = {each["name"]: each["text"] for each in document["conditions"]}
-        self.ever.update(self.conditions)
 
 
 def digest_of(event: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -287,17 +287,10 @@ def over_http(url: str, clock: LeapingClock) -> HttpTransport:
     return HttpTransport(url, clock, Pace(clock, None), patience=patience)
 
 
-def over_mqtt(port: int, prefix: str, clock: LeapingClock, name: str = "box1") -> MqttTransport:
-    """Return the transport over a broker, with a test's patience."""
+def over_mqtt(
+    port: int, prefix: str, clock: LeapingClock, name: str = "box1", *, silence_s: float = SILENCE_S
+) -> MqttTransport:
+    """Return the transport over a broker, with a test's patience: more of it where the server is honest."""
     settings = MqttSettings(host="127.0.0.1", port=port, topic_prefix=prefix, client_id=f"{prefix}-{name}")
-    patience = MqttPatience(silence_s=SILENCE_S, window_s=2 * SILENCE_S)
+    patience = MqttPatience(silence_s=silence_s, window_s=2 * silence_s)
     return MqttTransport(settings, Topics(prefix, name), clock, SystemRandom(), patience=patience)
-
-
-def until(is_so: Callable[[], bool], within_s: float, what: str) -> None:
-    """Wait for a condition that comes from another thread or process."""
-    clock, never = SystemClock(), threading.Event()
-    deadline_s = clock.monotonic() + within_s
-    while not is_so():
-        assert clock.monotonic() < deadline_s, f"not within {within_s:.0f} s: {what}"
-        clock.wait(never, 0.02)
