@@ -12,8 +12,8 @@ demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test
 	$(BIN)/pytest $(ARGS)
 
-SOAKS := tests/e2e/test_kill.py tests/e2e/test_power_cuts.py tests/e2e/test_update_kill.py \
-         tests/e2e/test_interrupted_download.py tests/update/test_fuzz.py tests/mqtt/test_fuzz.py tests/mqtt/test_pieces.py
+SOAKS := tests/e2e/test_kill.py tests/e2e/test_power_cuts.py tests/e2e/test_update_kill.py tests/e2e/test_interrupted_download.py \
+         tests/e2e/test_bad_bundles.py tests/e2e/test_flood.py tests/update/test_fuzz.py tests/mqtt/test_fuzz.py tests/mqtt/test_pieces.py
 
 soak: $(VENV)/.dev ## Power cuts, kill -9 and fuzzing in their full numbers, some hours
 	HOLDFAST_SOAK=1 $(BIN)/pytest $(SOAKS) -s $(ARGS)
