@@ -27,7 +27,7 @@ def run_child(role: str) -> None:
         case "look":
             from agent.sources.look import main as run
         case "unpack":
-            from agent.update.unpackchild import main as run
+            from agent.update.fetching.unpackchild import main as run
         case _:
             sys.stderr.write(f"unknown child role {role!r}: `child` is how holdfast starts its own processes\n")
             sys.exit(2)

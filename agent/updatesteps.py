@@ -32,18 +32,18 @@ from agent.pipeline.messages import PipelineJob
 from agent.pipeline.overrides import with_overrides
 from agent.preparation import Preparer, Wanted
 from agent.update.documents import ChannelDocument, Form
+from agent.update.fetching.staging import Stager
+from agent.update.fetching.store import BundleStore
+from agent.update.fetching.unpacking import unpack
 from agent.update.notes import Checked, Tried
 from agent.update.record import Slot
 from agent.update.selection import Device, choose, slot_of
-from agent.update.staging import Stager
-from agent.update.store import BundleStore
 from agent.update.transports.transport import Transport
 from agent.update.transports.trying import Transports
-from agent.update.unpacking import unpack
 from agent.update.work import ProgressCallback
 
 if TYPE_CHECKING:
-    from agent.update.trust import Trust
+    from agent.update.verification.trust import Trust
 
 
 class UpdateSteps:
@@ -194,7 +194,7 @@ class UpdateSteps:
         return best[2] if best[1] is last else self._read(best[1], channel)
 
     def _read(self, source: Transport, channel: str) -> ChannelDocument:
-        from agent.update.checking import read_channel
+        from agent.update.verification.checking import read_channel
 
         self._source = source
         trust = self._opened_trust()
@@ -217,7 +217,7 @@ class UpdateSteps:
     def _opened_trust(self) -> Trust:
         """Open it when it is first needed: python-tuf takes 30 MiB, which a device without updates should not pay."""
         if self._trust is None:
-            from agent.update.trust import Trust
+            from agent.update.verification.trust import Trust
 
             built_at = datetime.fromisoformat(RELEASED_ON).replace(tzinfo=UTC)
             self._trust = Trust(self._trust_folder, self._read_root(), self._read_file, self._clock, built_at=built_at)

@@ -25,12 +25,12 @@ from agent.pipeline.messages import PipelineJob
 from agent.pipeline.workers import Workers
 from agent.preparation import Preparer, Wanted
 from agent.settings import Settings
+from agent.update.fetching.store import BundleStore
 from agent.update.notes import WorkNote
 from agent.update.record import Slot
 from agent.update.report import write_report
 from agent.update.selection import Device
 from agent.update.settings import UpdateSettings
-from agent.update.store import BundleStore
 from agent.update.transports.opening import open_transports
 from agent.update.transports.pacing import Pace
 from agent.update.transports.trying import Transports

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent.clock import SystemClock
 from agent.update.documents import CHUNK_BYTES
-from agent.update.unpacking import unpack
+from agent.update.fetching.unpacking import unpack
 from benchmarks.parts import YOLOX, Parts
 from benchmarks.processes import peak_rss_mb
 from benchmarks.table import Figure, Goal, Line

@@ -20,8 +20,8 @@ from agent.mqtt.fetching import MqttTransport
 from agent.mqtt.settings import MqttSettings
 from agent.mqtt.topics import Topics
 from agent.preparation import Preparer
+from agent.update.fetching.store import BundleStore
 from agent.update.selection import Device
-from agent.update.store import BundleStore
 from agent.update.transports.trying import Transports
 from agent.updatesteps import UpdateSteps
 from benchmarks.parts import Parts

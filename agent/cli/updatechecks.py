@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agent.settings import Settings
     from agent.update.settings import UpdateSettings
     from agent.update.transports.transport import Transport
-    from agent.update.trust import Trust
+    from agent.update.verification.trust import Trust
 
 SILENCE_S = 8.0
 """A person waits."""
@@ -114,8 +114,8 @@ def _transports(settings: Settings, update: UpdateSettings, topics: Topics, cloc
 
 def _transport(transport: Transport, device: _Device, clock: Clock) -> Check:
     """Ask for everything that a check of the agent's asks for."""
-    from agent.update.checking import read_channel
     from agent.update.selection import Device, choose
+    from agent.update.verification.checking import read_channel
 
     title, stop = f"updates by {transport.name}", threading.Event()
     who = Device(device.topics.device_id, device.groups)
@@ -151,7 +151,7 @@ def _transport(transport: Transport, device: _Device, clock: Clock) -> Check:
 
 
 def _trust(device: _Device, folder: Path, clock: Clock, transport: Transport | None, stop: threading.Event) -> Trust:
-    from agent.update.trust import Trust
+    from agent.update.verification.trust import Trust
 
     def read(path: str, limit_bytes: int) -> bytes:
         if transport is None:

@@ -90,7 +90,7 @@ class Form(_Document):
     """One way in which a blob can travel; the file is `blobs/<sha256>` in the repository.
 
     raw: the blob itself. zstd: RFC 8878. patch: zstd with the blob `base` as prefix. residual: tensor-wise
-    difference to the blob `base` (agent/update/residual.py), for weights that all moved a little.
+    difference to the blob `base` (agent/update/fetching/residual.py), for weights that all moved a little.
     """
 
     kind: FormKind

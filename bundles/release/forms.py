@@ -15,8 +15,8 @@ from pathlib import Path
 
 from agent import atomicfile
 from agent.update.documents import Form, FormKind
-from agent.update.unpacking import PATCH_WINDOW_LOG, SMALLEST_BASE_BYTES, ZSTD_WINDOW_LOG
-from agent.update.zstdlibrary import zstd
+from agent.update.fetching.unpacking import PATCH_WINDOW_LOG, SMALLEST_BASE_BYTES, ZSTD_WINDOW_LOG
+from agent.update.fetching.zstdlibrary import zstd
 from bundles.release.residuals import make_residual
 from bundles.release.tensors import Content
 

@@ -1,4 +1,4 @@
-"""Make a residual: what a device that holds an older file needs to rebuild a newer one (agent/update/residual.py).
+"""Make a residual: what a device that holds an older file needs to rebuild a newer one (agent/update/fetching/residual.py).
 
 Takes two files; gives the bytes that travel, or None where the two have no structure in common. Two ONNX files are
 aligned by their tensors, in whatever order they stand; any other two (external weights) by place, if they are of the
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.update.residual import (
+from agent.update.fetching.residual import (
     COPY,
     HEADER,
     MAGIC,
@@ -28,7 +28,7 @@ from agent.update.residual import (
     plane_stream,
     zigzag,
 )
-from agent.update.zstdlibrary import zstd
+from agent.update.fetching.zstdlibrary import zstd
 from bundles.release.tensors import Content, Tensor, find_tensors
 
 LEVEL = 19

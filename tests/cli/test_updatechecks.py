@@ -115,7 +115,7 @@ def test_what_the_device_trusts_counts(look, repository, tmp_path):
     """An old stick is refused by the agent, so doctor says so."""
     old = shutil.copytree(repository.folder, tmp_path / "old")
     repository.refresh()
-    from agent.update.trust import Trust
+    from agent.update.verification.trust import Trust
 
     trust = Trust(
         tmp_path / "state" / "updates" / "trust",

@@ -32,7 +32,7 @@ from agent.mqtt.settings import MqttSettings
 from agent.mqtt.topics import Topics
 from agent.mqtt.transfer import Patience
 from agent.update.transports.transport import NotThereError
-from agent.update.trust import Trust
+from agent.update.verification.trust import Trust
 
 MAX_TARGET_BYTES = 10_000_000
 TIMEOUT_S = 10.0

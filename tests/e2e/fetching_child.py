@@ -14,11 +14,11 @@ from agent.errors import UnavailableError
 from agent.mqtt.fetching import MqttTransport
 from agent.mqtt.settings import MqttSettings
 from agent.mqtt.topics import Topics
-from agent.update.checking import read_channel
+from agent.update.fetching.staging import Stager
+from agent.update.fetching.store import BundleStore
 from agent.update.selection import Device, choose, slot_of
-from agent.update.staging import Stager
-from agent.update.store import BundleStore
-from agent.update.trust import Trust
+from agent.update.verification.checking import read_channel
+from agent.update.verification.trust import Trust
 from tests.e2e.following import CHANNEL, VARIANT
 
 

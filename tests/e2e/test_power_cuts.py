@@ -28,14 +28,14 @@ from agent.errors import UntrustedError
 from agent.health.conditions import Conditions
 from agent.outbox.store import EventStore
 from agent.paths import StatePaths, hold_state, open_state
-from agent.update.checking import read_channel
+from agent.update.fetching.store import BundleStore
 from agent.update.history import History, Step
 from agent.update.settings import UpdateSettings
 from agent.update.slots import Slots
-from agent.update.store import BundleStore
 from agent.update.transports.folder import FolderTransport
-from agent.update.trust import Trust
 from agent.update.updater import Updater
+from agent.update.verification.checking import read_channel
+from agent.update.verification.trust import Trust
 from simulator.crashpoints import KINDS, Image, Recorder, Recording
 from tests.e2e.conftest import Holdfast
 from tests.e2e.following import CHANNEL, MODEL, VARIANT, Follower, Releases

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.store import RESERVE_BYTES
+from agent.update.fetching.store import RESERVE_BYTES
 from simulator import disk
 from tests.conftest import missing
 from tests.e2e.conftest import Holdfast

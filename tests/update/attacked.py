@@ -26,11 +26,11 @@ from agent.mqtt.topics import Topics
 from agent.mqtt.transfer import Patience as MqttPatience
 from agent.pipeline.workers import Workers
 from agent.preparation import Preparer
+from agent.update.fetching.store import BundleStore
 from agent.update.notes import Checked, CheckFailed, FetchFailed, Health, TrialRefused, Tried, WorkNote
 from agent.update.record import Slot
 from agent.update.selection import Device as Asker
 from agent.update.settings import ProbationSettings, UpdateSettings
-from agent.update.store import BundleStore
 from agent.update.transports.exchange import Patience as HttpPatience
 from agent.update.transports.http import HttpTransport
 from agent.update.transports.pacing import Pace

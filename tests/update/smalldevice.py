@@ -19,12 +19,12 @@ from agent.clock import SystemClock
 from agent.device.profile import Limits
 from agent.errors import HoldfastError
 from agent.health.conditions import Conditions
+from agent.update.fetching.store import BundleStore
 from agent.update.notes import Health, WorkNote
 from agent.update.record import Record, Slot
 from agent.update.selection import Device
 from agent.update.settings import ProbationSettings, UpdateSettings
 from agent.update.slots import Slots
-from agent.update.store import BundleStore
 from agent.update.transports.folder import FolderTransport
 from agent.update.transports.trying import Transports
 from agent.update.updater import Updater

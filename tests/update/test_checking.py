@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from agent.errors import OperatorError, UnavailableError, UntrustedError
-from agent.update.checking import read_channel
 from agent.update.documents import ChannelDocument
-from agent.update.highwater import FILE_NAME, HighWater
-from agent.update.trust import Trust
+from agent.update.verification.checking import read_channel
+from agent.update.verification.highwater import FILE_NAME, HighWater
+from agent.update.verification.trust import Trust
 from simulator.clock import VirtualClock
 from simulator.tufrepository import TufRepository
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent import atomicfile
-from agent.update.download import Download
+from agent.update.fetching.download import Download
+from agent.update.fetching.store import BundleStore
 from agent.update.history import History
 from agent.update.requests import Request
-from agent.update.store import BundleStore
 from simulator.disk import SmallDisk, why_not
 from tests.conftest import missing
 from tests.update.smalldevice import CHANNEL, FACTORY, MODEL, Shelf, SmallDevice

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ReleaseRefusedError, StateError
-from agent.update.download import Download
+from agent.update.fetching.download import Download
 from simulator.disk import SmallDisk, why_not
 
 CHUNK = 1024

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UnavailableError
-from agent.update.download import Download
+from agent.update.fetching.download import Download
 from agent.update.transports.folder import FolderTransport
 from agent.update.transports.transport import NotThereError, StoppedError, WrongContentError
 

@@ -25,16 +25,16 @@ from agent.errors import HoldfastError, UnavailableError
 from agent.pipeline.messages import PipelineJob
 from agent.pipeline.overrides import with_overrides
 from agent.pipeline.settings import CameraSettings
-from agent.update.checking import read_channel
 from agent.update.documents import CHUNK_BYTES
-from agent.update.highwater import HighWater
+from agent.update.fetching.staging import Stager
+from agent.update.fetching.store import BundleStore
 from agent.update.record import Record, Slot
 from agent.update.schedule import CheckSchedule, read_hint
 from agent.update.selection import Device, choose, gate, slot_of
 from agent.update.settings import UpdateSettings
 from agent.update.slots import Slots
-from agent.update.staging import Stager
-from agent.update.store import BundleStore
+from agent.update.verification.checking import read_channel
+from agent.update.verification.highwater import HighWater
 from simulator.clock import SeededRandom, VirtualClock
 
 IS_SOAK = os.environ.get("HOLDFAST_SOAK") == "1"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StateError, UntrustedError
-from agent.update.highwater import FILE_NAME, Claim, HighWater, _checksum
+from agent.update.verification.highwater import FILE_NAME, Claim, HighWater, _checksum
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 

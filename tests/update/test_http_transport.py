@@ -13,7 +13,7 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.errors import OperatorError, UnavailableError
-from agent.update.download import Download
+from agent.update.fetching.download import Download
 from agent.update.transports.exchange import Patience, TooSlowError
 from agent.update.transports.http import HttpTransport
 from agent.update.transports.pacing import Pace

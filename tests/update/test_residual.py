@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.update.residual import COPY, HEADER, MAGIC, MAX_PIECE_BYTES, MOVED, PLAIN, STEP, rebuild
-from agent.update.unpacking import UnpackError
-from agent.update.zstdlibrary import zstd
+from agent.update.fetching.residual import COPY, HEADER, MAGIC, MAX_PIECE_BYTES, MOVED, PLAIN, STEP, rebuild
+from agent.update.fetching.unpacking import UnpackError
+from agent.update.fetching.zstdlibrary import zstd
 from bundles.release.residuals import make_residual
 
 BASE = bytes(range(200))

@@ -17,12 +17,12 @@ import pytest
 
 from agent.bundle.reader import open_bundle
 from agent.errors import BundleError, ReleaseRefusedError, StateError, UnavailableError
-from agent.update import hauling
 from agent.update.documents import Form
-from agent.update.download import Download
+from agent.update.fetching import hauling
+from agent.update.fetching.download import Download
+from agent.update.fetching.staging import Stager
+from agent.update.fetching.store import BundleStore
 from agent.update.record import Slot
-from agent.update.staging import Stager
-from agent.update.store import BundleStore
 from agent.update.transports import http
 from agent.update.transports.folder import FolderTransport
 from agent.update.transports.http import HttpTransport

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from agent.bundle.reader import open_bundle
 from agent.errors import BundleError, ReleaseRefusedError, StateError
-from agent.update.store import BundleStore
+from agent.update.fetching.store import BundleStore
 from simulator.disk import SmallDisk, why_not
 
 CALLS = ("fsync", "replace", "unlink", "mkdir", "rmdir", "open")

@@ -10,7 +10,7 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.errors import OperatorError, StateError, UnavailableError
-from agent.update.download import Download
+from agent.update.fetching.download import Download
 from agent.update.transports.folder import FolderTransport
 from agent.update.transports.opening import open_transports
 from agent.update.transports.pacing import Pace

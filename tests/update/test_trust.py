@@ -19,7 +19,7 @@ from tuf.api.metadata import Metadata
 
 from agent.errors import HoldfastError, OperatorError, StateError, UnavailableError, UntrustedError
 from agent.update.transports.transport import NotThereError
-from agent.update.trust import KEPT_TARGETS, Trust
+from agent.update.verification.trust import KEPT_TARGETS, Trust
 from simulator.clock import START, VirtualClock
 from simulator.tufrepository import TufRepository
 
@@ -712,7 +712,7 @@ sys.modules["cryptography"] = None
 from pathlib import Path
 from agent.clock import SystemClock
 from agent.update.transports.transport import NotThereError
-from agent.update.trust import Trust
+from agent.update.verification.trust import Trust
 served = Path(sys.argv[1])
 def read(path, limit):
     if not (served / path).exists():

@@ -17,11 +17,11 @@ import pytest
 from agent.childprocess import command_line
 from agent.clock import SystemClock
 from agent.errors import StateError
-from agent.update import unpacking
 from agent.update.documents import Form
+from agent.update.fetching import unpacking
+from agent.update.fetching.unpacking import UnpackError, unpack
+from agent.update.fetching.zstdlibrary import zstd
 from agent.update.transports.transport import StoppedError
-from agent.update.unpacking import UnpackError, unpack
-from agent.update.zstdlibrary import zstd
 from bundles.release.residuals import make_residual
 from simulator import disk
 from simulator.clock import VirtualClock
@@ -244,7 +244,7 @@ def test_a_file_that_is_gone_is_our_trouble_too(tmp_path):
 def test_core_stays_without_numpy_and_zstd():
     """Core is small, and native decoders cannot crash what never loaded them."""
     code = (
-        "import sys, agent.update.unpacking\n"
+        "import sys, agent.update.fetching.unpacking\n"
         "print([name for name in ('numpy', 'backports.zstd', 'compression.zstd') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

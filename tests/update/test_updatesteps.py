@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from agent.errors import NotThereError, ReleaseRefusedError, UntrustedError
+from agent.update.fetching.store import BundleStore
 from agent.update.selection import Device
-from agent.update.store import BundleStore
 from agent.update.transports.trying import Transports
 from agent.updatesteps import UpdateSteps
 from simulator.clock import VirtualClock

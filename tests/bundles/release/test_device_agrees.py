@@ -7,7 +7,7 @@ from pathlib import Path
 from agent.errors import UnavailableError
 from agent.update.documents import MAX_CHANNEL_BYTES, ChannelDocument, channel_path
 from agent.update.transports.transport import NotThereError
-from agent.update.trust import Trust
+from agent.update.verification.trust import Trust
 from bundles.release.repository import Repository
 from bundles.release.rotation import replace_key
 

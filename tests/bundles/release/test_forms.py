@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent.clock import SystemClock
 from agent.update.documents import Form
-from agent.update.unpacking import unpack
+from agent.update.fetching.unpacking import unpack
 from bundles.release.forms import make_forms
 from bundles.release.residuals import make_residual
 from bundles.release.tensors import find_tensors

@@ -37,8 +37,8 @@ from tuf.api.metadata import TargetFile
 from agent import atomicfile
 from agent.clock import Clock
 from agent.errors import HoldfastError, OperatorError, StateError, UnavailableError, UntrustedError
-from agent.update.highwater import HighWater
-from agent.update.trustclient import DurableUpdater, LocalUpdater, Read
+from agent.update.verification.highwater import HighWater
+from agent.update.verification.trustclient import DurableUpdater, LocalUpdater, Read
 
 _log = logging.getLogger(__name__)
 

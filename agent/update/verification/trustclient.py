@@ -26,8 +26,8 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from agent import atomicfile
 from agent.errors import UnavailableError
-from agent.update.highwater import Claim, HighWater
 from agent.update.transports.transport import NotThereError
+from agent.update.verification.highwater import Claim, HighWater
 
 Read = Callable[[str, int], bytes]
 """Path in the repository and the most bytes to take → the file. Raises NotThereError, UnavailableError."""

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from agent.errors import OperatorError, UntrustedError
 from agent.update.documents import MAX_CHANNEL_BYTES, ChannelDocument, channel_path
-from agent.update.highwater import HighWater
-from agent.update.trust import Trust
+from agent.update.verification.highwater import HighWater
+from agent.update.verification.trust import Trust
 
 
 def read_channel(trust: Trust, high_water: HighWater, channel: str) -> ChannelDocument:

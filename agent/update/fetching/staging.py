@@ -20,9 +20,9 @@ from agent.bundle.reader import MAX_MANIFEST_BYTES, blobs_of, parse_manifest
 from agent.clock import Clock
 from agent.errors import BundleError, ReleaseRefusedError, StateError
 from agent.update.documents import MAX_TRANSFER_BYTES, Form, TransferDocument, manifest_path, transfer_path
-from agent.update.hauling import Haul, Lacking, Progress, Unpack
+from agent.update.fetching.hauling import Haul, Lacking, Progress, Unpack
+from agent.update.fetching.store import BundleStore, is_sound
 from agent.update.record import Slot
-from agent.update.store import BundleStore, is_sound
 from agent.update.transports.transport import StoppedError, Transport
 
 Target = Callable[[str, int], bytes]

@@ -27,8 +27,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.update.unpacking import UnpackError
-from agent.update.zstdlibrary import zstd
+from agent.update.fetching.unpacking import UnpackError
+from agent.update.fetching.zstdlibrary import zstd
 
 MAGIC = b"HFRESID1"
 HEADER = struct.Struct("<8sQQI15Q")

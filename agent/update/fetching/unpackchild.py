@@ -2,7 +2,7 @@
 
 Takes one message `{"is": "unpack", "kind", "travelled", "base", "output", "size_bytes", "memory_bytes"}`; gives
 `{"is": "unpacked"}`, `{"is": "refused", "reason"}` or `{"is": "disk", "errno", "reason"}`. The parent sets the time limit, and
-checks the result itself (`agent.update.unpacking`).
+checks the result itself (`agent.update.fetching.unpacking`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO
 
 from agent.childprocess import Message, answer_once
-from agent.update import residual
-from agent.update.unpacking import PATCH_WINDOW_LOG, SMALLEST_BASE_BYTES, ZSTD_WINDOW_LOG, UnpackError
-from agent.update.zstdlibrary import zstd
+from agent.update.fetching import residual
+from agent.update.fetching.unpacking import PATCH_WINDOW_LOG, SMALLEST_BASE_BYTES, ZSTD_WINDOW_LOG, UnpackError
+from agent.update.fetching.zstdlibrary import zstd
 from agent.usage import fence_memory
 
 _READ_BYTES = 1 << 16

@@ -16,8 +16,8 @@ from agent.bundle.manifest import Blob
 from agent.clock import Clock
 from agent.errors import HoldfastError, ReleaseRefusedError, StateError, UnavailableError
 from agent.update.documents import Form, blob_path
-from agent.update.download import Download
-from agent.update.store import BundleStore
+from agent.update.fetching.download import Download
+from agent.update.fetching.store import BundleStore
 from agent.update.transports.transport import NotThereError, Transport
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Lacking:
 
 
 class Haul:
-    """The fetching for one bundle. See `agent.update.staging.Stager` for the parts."""
+    """The fetching for one bundle. See `agent.update.fetching.staging.Stager` for the parts."""
 
     def __init__(
         self,
