@@ -9,8 +9,8 @@ ARGS   ?=
 demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 	$(BIN)/holdfast demo $(ARGS)
 
-test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test
-	$(BIN)/pytest $(ARGS)
+test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test: two at a time, since they wait more than they compute
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 SOAKS := tests/e2e/test_kill.py tests/e2e/test_power_cuts.py tests/e2e/test_update_kill.py tests/e2e/test_interrupted_download.py \
          tests/e2e/test_bad_bundles.py tests/e2e/test_flood.py tests/update/test_fuzz.py tests/mqtt/test_fuzz.py tests/mqtt/test_pieces.py
