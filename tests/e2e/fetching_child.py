@@ -32,7 +32,7 @@ def main(port: int, root: Path, state: Path) -> None:
     while True:
         try:
             document = read_channel(trust, trust.high_water, CHANNEL)
-            assignment = choose(document, Device("device", frozenset()), clock.now()).assignment
+            assignment = choose(document, Device("device", frozenset()))
             assert assignment is not None
             stager.stage(slot_of(assignment), trust.target, lambda _: {VARIANT}, lambda *_: None, stop)
         except UnavailableError as error:  # what came is kept; the agent would wait longer
