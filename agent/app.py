@@ -376,6 +376,7 @@ class Core:
         for wanted in due:
             del self._prepare_again[wanted.model]
         if due:
+            self._preparer.look_again()
             self._prepare(due)
 
     def _switch(self, model: str, slot: Slot | None) -> None:

@@ -94,7 +94,7 @@ class StoppedPreparingError(HoldfastError):
 
 
 class Preparer:
-    """Facts and profile of this device, probed once, and the trials. Any thread may use it; one at a time measures.
+    """Facts and profile of this device, probed when first needed, and the trials. Any thread may use it; one at a time measures.
 
     Args:
         profile: The device profile that the operator named, if any.
@@ -114,12 +114,17 @@ class Preparer:
         Raises:
             HoldfastError: the profiles do not fit; or the probe was stopped.
         """
-        if self._known is None:
+        if (known := self._known) is None:
             facts = probe_facts(stop=stop)
             if stop.is_set():
                 raise StoppedPreparingError("stopped while looking at the hardware")
-            self._known = facts, select(facts, load_profiles([resources.device_profiles()]), self._profile_name).profile
-        return self._known
+            known = facts, select(facts, load_profiles([resources.device_profiles()]), self._profile_name).profile
+            self._known = known
+        return known
+
+    def look_again(self) -> None:
+        """Forget what this device is: a driver that came late may change it."""
+        self._known = None
 
     def variants_for(self, manifest: Manifest, stop: threading.Event) -> frozenset[str]:
         """Return the variants of a bundle that a plan for this device may choose: the others need not be fetched."""
