@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Protocol = Literal["5", "3.1.1"]
@@ -61,8 +60,6 @@ class MessageArrived:
     topic: str
     payload: bytes
     retain: bool = False
-    properties: Mapping[str, str] = field(default_factory=dict)
-    """MQTT 5: `content_type`, `response_topic`, and user properties under their own names."""
 
 
 LinkMessage = Connected | Disconnected | ConnectFailed | PublishAcknowledged | MessageArrived

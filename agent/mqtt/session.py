@@ -256,24 +256,13 @@ class Session:
         if len(message.payload) > LARGEST_INCOMING_BYTES:
             log.warning("a message of %d bytes on %s is ignored", len(message.payload), message.topic)
             return
-        self._post(MessageArrived(message.topic, bytes(message.payload), message.retain, _texts(message.properties)))
+        self._post(MessageArrived(message.topic, bytes(message.payload), message.retain))
 
     def _on_subscribe(self, _client: object, _data: object, _mid: int, codes: list[ReasonCode], _more: object) -> None:
         for code in codes:
             if code.is_failure:
                 self.denied = str(code)
                 log.error("the broker denies a subscription: %s; allow it in the broker's ACL", code)
-
-
-def _texts(properties: Properties | None) -> dict[str, str]:
-    """Return the properties that a handler may want, as texts."""
-    if properties is None:
-        return {}
-    texts = dict(getattr(properties, "UserProperty", ()))
-    for name, key in (("ContentType", "content_type"), ("ResponseTopic", "response_topic")):
-        if (value := getattr(properties, name, None)) is not None:
-            texts[key] = value
-    return texts
 
 
 def tls_context(settings: MqttSettings) -> ssl.SSLContext:
