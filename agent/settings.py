@@ -24,6 +24,9 @@ class DeviceSettings(BaseModel):
     """The id in topics and events; made at the first start and kept where it is not given."""
     profile: str | None = None
     """A device profile's name, instead of the best match."""
+    runtimes: tuple[str, ...] = ()
+    """Runtimes beside those that are found by themselves: `folder:<path>` (another ONNX Runtime wheel, installed into a folder of
+    its own), `plugin:<path of an execution provider's library>`, or `virtual:<file>` of the simulator."""
 
 
 class Settings(BaseModel):

@@ -114,9 +114,9 @@ def machine() -> str:
     import onnxruntime as ort
     import psutil
 
-    from agent.device.cpu import read_cpu, usable_cores
-    from agent.device.gathering import this_system
-    from agent.device.sysfiles import SYSTEM_ROOT
+    from agent.device.hardware.cpu import read_cpu, usable_cores
+    from agent.device.hardware.gathering import this_system
+    from agent.device.hardware.sysfiles import SYSTEM_ROOT
 
     cpu = read_cpu(SYSTEM_ROOT, this_system())
     return (

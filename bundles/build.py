@@ -15,7 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.bundle.manifest import Accuracy, Blob, GoldenSample, Manifest, ModelType, RefusedVariant, Variant
+from agent.bundle.manifest import (
+    Accuracy,
+    Blob,
+    GoldenSample,
+    Manifest,
+    ModelType,
+    RefusedVariant,
+    Variant,
+    VariantName,
+)
 from agent.errors import BundleError, CandidateError, OperatorError
 from agent.inference import golden
 from agent.inference.answers import Answer, Detections
@@ -23,7 +32,7 @@ from agent.inference.model import Model
 from agent.sources.sample import Frame
 from bundles import accuracy, evaluate, quantize, recognise
 from bundles.modelfile import ModelFile, location_of, read_model, tensors
-from bundles.recipe import FILE_NAME, ImageInputRecipe, Normalise, Recipe, RecipeFolder, VariantName, open_recipe
+from bundles.recipe import FILE_NAME, ImageInputRecipe, Normalise, Recipe, RecipeFolder, open_recipe
 from bundles.repair import Repaired, repair
 from bundles.samples import SampleFile, list_golden, list_samples, synthetic
 from bundles.staging import Staging

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from agent.bundle.finding import find_bundle
-from agent.bundle.manifest import Accuracy, Manifest, ModelType
+from agent.bundle.manifest import Accuracy, Manifest, ModelType, VariantName
 from agent.bundle.reader import Bundle, blobs_of, open_bundle
 from agent.errors import OperatorError
-from bundles.recipe import Normalise, VariantName
+from bundles.recipe import Normalise
 
 if TYPE_CHECKING:
     from bundles.build import BuildReport, Progress, VariantReport

@@ -28,12 +28,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent import yamlfile
-from agent.bundle.manifest import Feature, ModelType, Name, ResizeType
+from agent.bundle.manifest import Feature, ModelType, Name, ResizeType, VariantName
 from agent.errors import BundleError, ConfigurationError, Problem
 
 FILE_NAME = "bundle.yaml"
 
-VariantName = Literal["fp32", "int8", "int8-dynamic"]
 Normalise = Literal["imagenet", "unit", "none"]
 Triple = tuple[float, float, float]
 

@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 ModelType = Literal["yolox", "ultraface", "yolo", "ssd", "classify", "anomaly"]
+VariantName = Literal["fp32", "fp32-fused", "fp16", "int8", "int8-s8", "int8-qnn", "int8-dynamic", "int4"]
+"""fp32-fused: attention, LayerNorm and GELU as single operators of ONNX Runtime (BERT- and ViT-like graphs); int8: QDQ with
+uint8 activations; int8-s8: with int8 activations; int8-qnn: QDQ as Qualcomm's HTP wants it, with 16-bit activations; int8-dynamic
+and int4 (MatMulNBits): weights only."""
 ResizeType = Literal["standard", "fit_to_window", "fit_to_window_letterbox", "crop"]
 Feature = Literal[
     "mean", "std", "rms", "peak", "crest_factor", "kurtosis", "skewness",
@@ -113,7 +117,7 @@ class Accuracy(_Document):
 class Variant(_Document):
     """One form of the model."""
 
-    name: Literal["fp32", "fp16", "int8", "int8-dynamic", "int4"]
+    name: VariantName
     model: Blob
     external_data: dict[str, Blob] = {}
     opset: int

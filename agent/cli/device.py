@@ -70,7 +70,7 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _cores(facts: Facts) -> str:
-    from agent.device.cpu import usable_cores
+    from agent.device.hardware.cpu import usable_cores
 
     cpu = facts.cpu
     text = f"{cpu.physical_cores} physical, {cpu.logical_cores} logical"

@@ -7,10 +7,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+BUILT_IN = "built-in"
+"""The runtime whose providers come inside the installed ONNX Runtime wheel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor. `features` are names of `agent.device.features`, such as avx2, avx512_vnni, dotprod or i8mm."""
+    """The processor. `features` are names of `agent.device.hardware.features`, such as avx2, avx512_vnni, dotprod or i8mm."""
 
     vendor: str
     model: str
@@ -35,6 +38,27 @@ class EpDevice:
     name: str = ""
     driver_version: str = ""
     metadata: tuple[tuple[str, str], ...] = ()
+    runtime: str = BUILT_IN
+    """Which runtime brings the provider: see `agent.device.runtimes.catalogue`."""
+    library_version: str = ""
+    """Of the plugin or of the other ONNX Runtime that brings it; empty for the one that Holdfast is installed with."""
+    unusable: str | None = None
+    """Why no session could be made on it, in the driver's own words; None where a session was made and run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """A GPU or NPU that the operating system lists, whether or not any provider here can use it."""
+
+    kind: str
+    """`gpu` or `npu`."""
+    vendor: str
+    name: str
+    driver: str = ""
+    """The kernel's driver that is bound to it, such as `intel_vpu`, `amdgpu` or `nvidia`; empty where none is."""
+    driver_version: str = ""
+    provider: str = ""
+    """What would use it, such as `OpenVINOExecutionProvider`, and is worth a hint where it is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +103,7 @@ class Facts:
     runtime_version: str = ""
     """ONNX Runtime's version."""
     ep_devices: tuple[EpDevice, ...] = ()
+    accelerators: tuple[Accelerator, ...] = ()
     cameras: tuple[Camera, ...] = ()
     thermal_zones: tuple[ThermalZone, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
@@ -94,6 +119,8 @@ class Facts:
             for key, value in asdict(self).items()
             if key not in ("cameras", "thermal_zones", "findings", "runtime_version", "os_version")
         }
+        for device in deciding["ep_devices"]:
+            device["unusable"] = device["unusable"] is not None  # a driver's words may hold addresses and times
         deciding["memory_bytes"] = round(self.memory_bytes / 2**30)
         text = json.dumps(deciding, sort_keys=True, default=sorted)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,7 +5,36 @@ Pure: facts, profile, manifest and measurements in; plan and reasons out. Measur
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from agent.device.facts import BUILT_IN
+
+Objective = Literal["latency", "throughput", "power"]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a plan is made for beside the device and the bundle: the operator's words for a model. Part of the plan's key."""
+
+    objective: Objective = "latency"
+    """`latency`: the lowest p99; `throughput`: the most runs a second with `streams` at a time; `power`: the least energy a
+    run where it can be measured, else the least CPU time."""
+    streams: int = 1
+    """Pipelines that share the session."""
+    cores: int | None = None
+    """Physical cores that this model may use, its share where several models run; None: all that this process may use."""
+    run_on: str = "auto"
+    """`auto`, a device type (`cpu`, `gpu`, `npu`), or a provider's name such as `OpenVINOExecutionProvider`."""
+    is_required: bool = False
+    """A pipeline says `fallback: require`: no node may run on another provider than the candidate's."""
+
+    @property
+    def digest(self) -> str:
+        """A short digest: plans for different demands are stored beside each other."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +48,29 @@ class Candidate:
     """Intra-op threads; inter-op is 1 and execution is sequential."""
     options: tuple[tuple[str, str], ...] = ()
     session_options: tuple[tuple[str, str], ...] = ()
+    runtime: str = BUILT_IN
+    """Which runtime brings the provider (`EpDevice.runtime`): enough for any process to open it."""
+
+    @property
+    def is_plain_cpu(self) -> bool:
+        """Whether ONNX Runtime's own CPU provider runs it: what is always there, and what the others are compared with."""
+        return self.provider == "CPUExecutionProvider"
+
+    @property
+    def prepared_name(self) -> str:
+        """The name of the folder, inside the plan's, for what this candidate compiles: threads do not change that."""
+        text = json.dumps(
+            [self.provider, self.device_type, self.variant, self.options, self.session_options, self.runtime]
+        )
+        return f"{self.variant}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
     def label(self) -> str:
-        """A short name for tables, such as `CPU int8 ×2`."""
-        return f"{self.provider.removesuffix('ExecutionProvider')} {self.variant} ×{self.threads}"
+        """A short name for tables, such as `CPU int8 ×2` or `OpenVINO npu int8`."""
+        provider = self.provider.removesuffix("ExecutionProvider")
+        if self.device_type == "cpu":
+            return f"{provider} {self.variant} ×{self.threads}"
+        return f"{provider} {self.device_type} {self.variant}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +89,21 @@ class Measurement:
     """Graph nodes by the provider that ran them, from ONNX Runtime's own assignment record."""
     golden_agreement: float | None = None
     """Mean agreement with the golden answers, 0 to 1 (`agent.inference.golden`); None where the bundle has none."""
+    cpu_agreement: float | None = None
+    """For a bundle without golden samples: 1 minus the relative root mean square difference of the raw outputs from those of
+    the same variant on the plain CPU provider; None where that was not compared."""
+    partitions: dict[str, int] = field(default_factory=dict)
+    """Connected parts of the graph by provider: each border between two providers costs a copy."""
+    time_share: dict[str, float] = field(default_factory=dict)
+    """Share of a run's time by provider, 0 to 1, from a traced run; empty where it was not traced."""
+    runs_per_s: float | None = None
+    """With `Demand.streams` runs at a time; None where only one stream was asked for."""
+    energy_mj_per_run: float | None = None
+    """Of the processor package (RAPL), in millijoules, less what it takes idle; None where nothing measures it."""
+    celsius: float | None = None
+    """The hottest thermal zone at the end of the trial."""
+    compile_ms: float | None = None
+    """How long the first load took, where later ones read a prepared model; `load_ms` is then of a later one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +128,21 @@ class Plan:
     outcomes: tuple[Outcome, ...]
     made_at: str
     """RFC 3339 UTC."""
+    demand: Demand = Demand()
+    ranked: tuple[Candidate, ...] = ()
+    """Every candidate that passed, best first, `chosen` included: what takes over when the chosen one fails at run time."""
+    requested: str = ""
+    """What was asked for or expected, in words: `npu`, `OpenVINOExecutionProvider`, or the profile's first accelerator."""
+    fallback: str | None = None
+    """Why the choice is not what was requested; None where it is."""
+    is_interim: bool = False
+    """Chosen among the CPU's candidates while an accelerator is still being compiled and measured; never stored."""
 
     @property
     def key(self) -> str:
-        return plan_key(self.fingerprint, self.bundle_digest, self.runtime_version)
+        return plan_key(self.fingerprint, self.bundle_digest, self.runtime_version, self.demand)
 
 
-def plan_key(fingerprint: str, bundle_digest: str, runtime_version: str) -> str:
-    """Return the name under which a plan is stored: it is void when any of the three changes."""
-    return f"{fingerprint}-{bundle_digest[:16]}-ort{runtime_version}"
+def plan_key(fingerprint: str, bundle_digest: str, runtime_version: str, demand: Demand | None = None) -> str:
+    """Return the name under which a plan is stored: it is void when any of these changes."""
+    return f"{fingerprint}-{bundle_digest[:16]}-ort{runtime_version}-{(demand or Demand()).digest}"

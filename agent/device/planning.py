@@ -13,12 +13,13 @@ The order of the choice:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Literal
 
 from agent.bundle.manifest import Manifest
-from agent.device.cpu import usable_cores
 from agent.device.facts import Facts
+from agent.device.hardware.cpu import usable_cores
 from agent.device.plan import Candidate, Measurement, Outcome, Plan
 from agent.device.profile import CandidateSpec, Limits, Profile
 from agent.errors import CandidateError
@@ -66,16 +67,25 @@ def resolve_threads(threads: int | Literal["half", "physical"], cores: int) -> i
 
 
 def _expand(spec: CandidateSpec, cores: int) -> Iterator[Candidate]:
-    for variant in spec.variants:
-        for threads in spec.threads:
-            yield Candidate(
-                provider=spec.provider,
-                device_type=spec.device_type,
-                variant=variant,
-                threads=resolve_threads(threads, cores),
-                options=tuple(sorted(spec.options.items())),
-                session_options=tuple(sorted(spec.session_options.items())),
-            )
+    choices = product(spec.variants, spec.threads, _combinations(spec.options), _combinations(spec.session_options))
+    for variant, threads, options, session_options in choices:
+        yield Candidate(
+            provider=spec.provider,
+            device_type=spec.device_type,
+            variant=variant,
+            threads=resolve_threads(threads, cores),
+            options=options,
+            session_options=session_options,
+        )
+
+
+def _combinations(options: Mapping[str, str | tuple[str, ...]]) -> list[tuple[tuple[str, str], ...]]:
+    """Return every combination of the values of each option, sorted by the options' names."""
+    lists = [
+        [(name, value) for value in ((values,) if isinstance(values, str) else values)]
+        for name, values in sorted(options.items())
+    ]
+    return list(product(*lists))
 
 
 def _absence(facts: Facts, spec: CandidateSpec) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from agent.childprocess import open_parent_link
 from agent.device.facts import Facts, Finding
-from agent.device.gathering import gather
+from agent.device.hardware.gathering import gather
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
 def with_runtime(facts: Facts) -> Facts:
     """Add what ONNX Runtime offers. A runtime that cannot be imported is a finding; one that crashes takes us along."""
     try:
-        from agent.device import runtimes
+        from agent.device.runtimes import onnx_devices as runtimes
 
         return replace(facts, runtime_version=runtimes.runtime_version(), ep_devices=runtimes.ep_devices())
     except Exception as error:  # noqa: BLE001  whatever a driver's binding throws, the other facts are wanted

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from agent.childprocess import Child, Message
 from agent.clock import SystemClock
 from agent.device.facts import Facts, Finding
-from agent.device.gathering import gather
+from agent.device.hardware.gathering import gather
 
 DEFAULT_TIMEOUT_S = 20.0
 """A vendor's driver may take several seconds to wake; the CPU alone takes 0.3 s."""

@@ -36,8 +36,10 @@ class CandidateSpec(_Strict):
     variants: tuple[str, ...]
     threads: tuple[int | Literal["half", "physical"], ...] = ("half", "physical")
     """Intra-op threads: a number, or relative to the physical cores that this process may use."""
-    options: dict[str, str] = {}
-    session_options: dict[str, str] = {}
+    options: dict[str, str | tuple[str, ...]] = {}
+    """The provider's own options. A list is tried value by value: each combination is a candidate."""
+    session_options: dict[str, str | tuple[str, ...]] = {}
+    """ONNX Runtime's session configuration entries; a list is tried value by value."""
 
 
 class Limits(_Strict):
@@ -46,7 +48,11 @@ class Limits(_Strict):
     memory_mb: int = 1024
     p99_ms: float | None = None
     trial_s: float = 20.0
-    """Wall time of one trial, session creation included."""
+    """Wall time of one trial without compiling."""
+    compile_s: float = 60.0
+    """Wall time that making a session may take, the first time: an accelerator compiles, the plain CPU does not."""
+    celsius: float | None = None
+    """A candidate that heats the hottest thermal zone above this is refused."""
 
 
 class Tune(_Strict):
@@ -54,6 +60,9 @@ class Tune(_Strict):
 
     mode: Literal["measured", "as-listed"] = "measured"
     budget_s: float = 60.0
+    """For one model, compiling left out."""
+    objective: Literal["latency", "throughput", "power"] = "latency"
+    """Where the operator's file says nothing."""
 
 
 class Profile(_Strict):
@@ -62,6 +71,8 @@ class Profile(_Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     description: str
     match: Match = Match()
+    runtimes: tuple[str, ...] = ()
+    """Plugin libraries beside those that are found by themselves, as `plugin:<path of the library>`."""
     candidates: tuple[CandidateSpec, ...]
     limits: Limits = Limits()
     tune: Tune = Tune()

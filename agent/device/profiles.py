@@ -18,7 +18,7 @@ from pathlib import Path
 
 from agent import yamlfile
 from agent.device.facts import Facts
-from agent.device.features import ALL_FEATURES, ARCHITECTURE_OF, BASELINE, with_implied
+from agent.device.hardware.features import ALL_FEATURES, ARCHITECTURE_OF, BASELINE, with_implied
 from agent.device.profile import Match, Profile
 from agent.errors import ConfigurationError, OperatorError, Problem
 

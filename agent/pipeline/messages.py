@@ -40,6 +40,13 @@ class Job:
     candidate: Candidate
     pipelines: tuple[PipelineJob, ...]
     beat_s: float = 1.0
+    fallbacks: tuple[Candidate, ...] = ()
+    """What may take the candidate's place when its provider fails at run time, best first. Where there are any, a failing
+    worker says `provider-failed`, and keeps the sample until it is given another job."""
+    prepared: str | None = None
+    """The folder of the plan's prepared models; None: load what the bundle has."""
+    patience_s: float = 10.0
+    """One inference that takes longer has hung."""
 
     def to_message(self) -> dict[str, Any]:
         """Return the `job` message."""
@@ -48,15 +55,15 @@ class Job:
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> Job:
         """Return the job of a `job` message. Raises KeyError or TypeError for anything else."""
-        candidate = dict(message["candidate"])
-        for key in ("options", "session_options"):
-            candidate[key] = tuple((name, value) for name, value in candidate[key])
         return cls(
             model=message["model"],
             bundle=message["bundle"],
-            candidate=Candidate(**candidate),
+            candidate=_candidate(message["candidate"]),
             pipelines=tuple(PipelineJob(**pipeline) for pipeline in message["pipelines"]),
             beat_s=message["beat_s"],
+            fallbacks=tuple(_candidate(each) for each in message["fallbacks"]),
+            prepared=message["prepared"],
+            patience_s=message["patience_s"],
         )
 
     def going_on_at(self, next_ids: Mapping[str, int]) -> Job:
@@ -66,6 +73,11 @@ class Job:
             for pipeline in self.pipelines
         )
         return replace(self, pipelines=pipelines)
+
+
+def _candidate(values: Mapping[str, Any]) -> Candidate:
+    pairs = {key: tuple((name, value) for name, value in values[key]) for key in ("options", "session_options")}
+    return Candidate(**{**values, **pairs})
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -98,6 +110,12 @@ class MadeBy(TypedDict):
     digest: str
     variant: str
     ep: str
+
+
+class ProviderFailed(TypedDict):
+    """The candidate's provider failed at run time. The sample at hand is kept until another job takes its place (`swap`)."""
+
+    reason: str
 
 
 class Swapped(TypedDict):

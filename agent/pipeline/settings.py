@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent.events.settings import RuleSettings, SensorRuleSettings, ZoneSettings
 from agent.sources.settings import CameraSource, SensorSource
 from agent.update.settings import ChannelName
+
+Fallback = Literal["require", "prefer", "allow"]
+"""When the model cannot run on what was asked for (`run_on`), or on what was chosen, any more: `require`: this pipeline does not
+run; `prefer`: it runs on the next best, and a condition says so; `allow`: it runs on the next best."""
+RunOn = Annotated[str, Field(pattern=r"^(auto|cpu|gpu|npu|[A-Za-z0-9]+ExecutionProvider)$")]
 
 
 class CameraSettings(CameraSource):
@@ -16,6 +21,8 @@ class CameraSettings(CameraSource):
 
     model: str | None = None
     """A name under `models:`; may be left out where there is just one."""
+    fallback: Fallback = "prefer"
+    """What to do when the model cannot run on what was asked for."""
     labels: tuple[str, ...] = ()
     """Only these labels become detections; all of the bundle's where none is given."""
     min_score: float | None = None
@@ -31,6 +38,8 @@ class SensorSettings(SensorSource):
 
     model: str | None = None
     """A name under `models:`; may be left out where there is just one."""
+    fallback: Fallback = "prefer"
+    """What to do when the model cannot run on what was asked for."""
     rules: dict[str, SensorRuleSettings] = {}
     """Where none is given: one `level` rule at the bundle's threshold."""
 
@@ -45,6 +54,11 @@ class ModelSettings(BaseModel):
     runs until its first release is there."""
     channel: ChannelName | None = None
     """Follow this channel of the release repository (`update:`): its signed releases say what runs."""
+
+    run_on: RunOn = "auto"
+    """Where it must run if anything there passes: a device type or a provider. `auto`: whatever measures best."""
+    objective: Literal["latency", "throughput", "power"] | None = None
+    """What "best" means; the device profile's where it is not given."""
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from agent.cli.device import app, facts_table
 from agent.device.facts import Finding
-from agent.device.gathering import gather
+from agent.device.hardware.gathering import gather
 
 
 def test_show_as_json_and_as_text():

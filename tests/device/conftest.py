@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.device.facts import EpDevice, Facts
-from agent.device.gathering import gather
+from agent.device.hardware.gathering import gather
 
 DEVICES = Path(__file__).parent / "devices"
 CPU_DEVICE = EpDevice("CPUExecutionProvider", "cpu")

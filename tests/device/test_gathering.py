@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from agent.device import cgroup, cpu
-from agent.device.cpu import from_sysctl, from_windows, usable_cores
 from agent.device.facts import Camera, Cpu, ThermalZone
-from agent.device.gathering import gather
+from agent.device.hardware import cgroup, cpu
+from agent.device.hardware.cpu import from_sysctl, from_windows, usable_cores
+from agent.device.hardware.gathering import gather
 
 CASES = [
     pytest.param("epyc-zen4", "AMD", "AMD EPYC", "avx512_vnni", 2, 2, id="epyc"),
@@ -122,7 +122,7 @@ def test_garbage_in_a_file_is_a_finding_at_most(device_tree, path):
 
 def test_fingerprint_is_the_same_in_every_process():
     """Sets of strings are ordered differently in each process; a plan stored by one must be found by the next."""
-    code = "from agent.device.gathering import gather; print(gather().fingerprint)"
+    code = "from agent.device.hardware.gathering import gather; print(gather().fingerprint)"
     runs = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for _ in range(3)

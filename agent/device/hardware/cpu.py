@@ -16,11 +16,11 @@ from pathlib import Path
 
 import psutil
 
-from agent.device import cgroup
-from agent.device.armcores import core_name, implementer_name
 from agent.device.facts import Cpu
-from agent.device.features import X86_FEATURES
-from agent.device.sysfiles import folders, read, read_number
+from agent.device.hardware import cgroup
+from agent.device.hardware.armcores import core_name, implementer_name
+from agent.device.hardware.features import X86_FEATURES
+from agent.device.hardware.sysfiles import folders, read, read_number
 
 LINUX_ARM_FEATURES = {
     "asimd": "neon", "neon": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "i8mm": "i8mm", "bf16": "bf16",

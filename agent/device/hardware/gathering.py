@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from agent.device import board, cameras, cgroup, cpu, memory, thermal
 from agent.device.facts import Camera, Cpu, Facts, Finding
-from agent.device.sysfiles import SYSTEM_ROOT
+from agent.device.hardware import board, cameras, cgroup, cpu, memory, thermal
+from agent.device.hardware.sysfiles import SYSTEM_ROOT
 
 Gathered = TypeVar("Gathered")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from agent.device.sysfiles import read
+from agent.device.hardware.sysfiles import read
 
 
 def total_bytes(root: Path, system: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.device.facts import Camera, Finding
-from agent.device.sysfiles import folders, read, read_number
+from agent.device.hardware.sysfiles import folders, read, read_number
 
 
 def cameras(root: Path, system: str) -> tuple[tuple[Camera, ...], tuple[Finding, ...]]:

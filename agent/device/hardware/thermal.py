@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.device.facts import ThermalZone
-from agent.device.sysfiles import folders, read, read_number
+from agent.device.hardware.sysfiles import folders, read, read_number
 
 
 def thermal_zones(root: Path) -> tuple[ThermalZone, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.device.sysfiles import read
+from agent.device.hardware.sysfiles import read
 
 DMI_PLACEHOLDERS = frozenset(
     {"", "to be filled by o.e.m.", "default string", "system product name", "not specified", "none"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from agent.device.sysfiles import read, read_number
+from agent.device.hardware.sysfiles import read, read_number
 
 NO_MEMORY_LIMIT_BYTES = 1 << 60
 """Version 1 writes "no limit" as the largest multiple of the page size; nothing real comes near this."""
