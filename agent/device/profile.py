@@ -107,7 +107,7 @@ def compose(processor: Profile, accelerators: Sequence[Profile]) -> Profile:
 
     Memory and times belong to whoever uses them: each part's `memory_mb`, `trial_s` and `compile_s` hold for its own
     candidates. `p99_ms` and `celsius` are promises of the whole device: the tighter of a part's and the processor's
-    holds. `tune` is the processor's.
+    holds. `tune` is the processor's; `runtimes` are the caller's to say.
     """
     if not accelerators:
         return processor
@@ -116,7 +116,6 @@ def compose(processor: Profile, accelerators: Sequence[Profile]) -> Profile:
         name="+".join(part.name for part in (processor, *accelerators)),
         description=", ".join(part.description for part in (processor, *accelerators)),
         match=processor.match,
-        runtimes=tuple(dict.fromkeys(runtime for part in parts for runtime in part.runtimes)),
         candidates=tuple(candidate for part in parts for candidate in part.candidates),
         limits=processor.limits,
         tune=processor.tune,

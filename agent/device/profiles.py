@@ -48,7 +48,8 @@ class Selection:
     """The profile of this device, and a verdict on every file."""
 
     profile: Profile
-    """Of the processor and its accelerators, as one."""
+    """Of the processor and its accelerators, as one. Its `runtimes` are also those of accelerators' profiles whose conditions
+    hold but whose provider is not here yet: it can only be here once they are opened."""
     verdicts: tuple[Verdict, ...]
     unprofiled: tuple[str, ...] = ()
     """Providers that offer a device here and that no profile is for: nothing is tried on them."""
@@ -166,8 +167,10 @@ def select(facts: Facts, profiles: Sequence[Profile], name: str | None = None) -
     processor = processors[0] if processors else _most_specific(_of_kind(matching, None))
     accelerators = sorted((part for part in parts if part.accelerator), key=_try_first)
     chosen = [processor, *accelerators]
+    waiting = [] if name else [each for each in profiles if each.accelerator and not mismatch(each.match, facts)]
+    runtimes = dict.fromkeys(runtime for each in (*chosen, *waiting) for runtime in each.runtimes)
     return Selection(
-        profile=compose(processor, accelerators),
+        profile=compose(processor, accelerators).model_copy(update={"runtimes": tuple(runtimes)}),
         verdicts=tuple(_verdict(each, chosen, mismatches[each.name], name) for each in profiles),
         unprofiled=_unprofiled(facts, profiles),
     )
