@@ -24,7 +24,7 @@ from agent import yamlfile
 from agent.device.facts import Facts
 from agent.device.hardware.features import ALL_FEATURES, ARCHITECTURE_OF, BASELINE, with_implied
 from agent.device.profile import CandidateSpec, Match, Profile, compose
-from agent.device.provideroptions import PLAIN_CPU, PROVIDERS, complaint, session_complaint
+from agent.device.provideroptions import PLAIN_CPU, PROVIDERS, complaint, meant_by, session_complaint
 from agent.errors import ConfigurationError, OperatorError, Problem
 
 Specificity = tuple[int, ...]
@@ -125,6 +125,8 @@ def _wrong_for_an_accelerator(profile: Profile, provider: str) -> Iterable[Wrong
 
 
 def _wrong_candidate(candidate: CandidateSpec) -> Iterable[Wrong]:
+    if meant := meant_by(candidate.provider):
+        yield ("provider",), f"ONNX Runtime knows no {candidate.provider}", f"did you mean `{meant}`?"
     for key in ("variants", "threads", "options", "session_options"):
         if key in candidate.model_fields_set and _is_empty(getattr(candidate, key)):
             yield (key,), "is empty: this candidate yields nothing to try", None
