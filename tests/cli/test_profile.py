@@ -23,7 +23,7 @@ def test_list_names_every_profile():
     assert {profile["name"] for profile in listed} == {path.stem for path in resources.device_profiles().glob("*.yaml")}
     text = run("list").stdout
     assert all(profile["name"] in text for profile in listed)
-    assert "a device of QNNExecutionProvider" in " ".join(text.split())
+    assert "QNNExecutionProvider" in text
 
 
 def test_show_one():
