@@ -109,6 +109,14 @@ def test_two_equally_specific_profiles_of_one_accelerator_are_an_error():
     assert check([profile("any"), for_accelerator("one", VINO), for_accelerator("two", CUDA)]) == []
 
 
+def test_profiles_of_different_kinds_do_not_stand_in_each_others_way():
+    """An accelerator's profile is selected beside a processor's, however much that says."""
+    narrow, wide = {"cpu_features": ["avx2", "fma"]}, {"cpu_features": ["avx512f"]}
+
+    assert check([profile("any", **narrow), for_accelerator("vino", VINO, **wide)]) == []
+    assert len(check([for_accelerator("narrow", VINO, **narrow), for_accelerator("wide", VINO, **wide)])) == 1
+
+
 def test_each_part_keeps_its_own_limits_of_memory_and_time():
     """TensorRT's half hour is not the CPU's, and its gigabytes are not either."""
     slow = for_accelerator("vino", VINO, Limits(memory_mb=8192, trial_s=90, compile_s=1800))
