@@ -118,6 +118,8 @@ def _wrong(profile: Profile, stem: str) -> Iterable[Wrong]:
 
 
 def _wrong_for_an_accelerator(profile: Profile, provider: str) -> Iterable[Wrong]:
+    if provider == PLAIN_CPU:
+        yield ("accelerator",), f"{PLAIN_CPU} is every processor's own", "leave it out: then this is for a processor"
     if "tune" in profile.model_fields_set:
         message = "an accelerator's profile has none: a device has one budget and one objective"
         yield ("tune",), message, "write it in the processor's profile, or the objective under `models:`"

@@ -337,6 +337,7 @@ GOOD = "name: mine\ndescription: d\ncandidates:\n  - provider: CPUExecutionProvi
         pytest.param(NPU.replace("balanced", "[]"), "mine.yaml:7:5", "is empty", id="no-value"),
         pytest.param(GOOD + "    session_options: {session.disable_prepackin: '1'}\n", "mine.yaml:6:23",
                      "no session entry", id="session-option"),
+        pytest.param(GOOD + "accelerator: CPUExecutionProvider\n", "mine.yaml:6:1", "processor's own", id="plain-cpu"),
         pytest.param(GOOD + "match: {provider: CUDAExecutionProvider}\n", "mine.yaml:6:9", "unknown key", id="old-match"),
     ],
 )  # fmt: skip
