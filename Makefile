@@ -4,13 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: demo test soak conformance bench lint types format imports freeze check-frozen resolve pins bundles clean
+.PHONY: demo test aarch64 soak conformance bench lint types format imports freeze check-frozen resolve pins bundles clean
 
 demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 	$(BIN)/holdfast demo $(ARGS)
 
 test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test: two at a time, since they wait more than they compute
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+aarch64: ## An arm64 system under emulation, for the tests that run the agent there; needs root, mmdebstrap and qemu-user-static
+	PYTHON=$(PYTHON) packaging/aarch64.sh
 
 SOAKS := tests/e2e/test_kill.py tests/e2e/test_power_cuts.py tests/e2e/test_update_kill.py tests/e2e/test_interrupted_download.py \
          tests/e2e/test_bad_bundles.py tests/e2e/test_flood.py tests/update/test_fuzz.py tests/mqtt/test_fuzz.py tests/mqtt/test_pieces.py
