@@ -15,7 +15,6 @@ if [ ! -e $handlers/qemu-aarch64 ]; then
 fi
 
 if [ ! -e "$root/made" ] || [ requirements/run.txt -nt "$root/made" ]; then
-    umount "$root/proc" 2>/dev/null || true
     rm -rf "$root"
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Release: bookworm' | head -n 1)
     mmdebstrap --quiet --variant=extract --architectures=arm64 \
@@ -25,9 +24,6 @@ if [ ! -e "$root/made" ] || [ requirements/run.txt -nt "$root/made" ]; then
     "$python" -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/run.txt \
         --target "$root/opt/site" --python-version 3.11 --implementation cp --abi cp311 --abi abi3 --abi none --only-binary=:all: \
         $(for glibc in 2_17 2_24 2_27 2_28 2_31 2_34; do echo --platform manylinux_${glibc}_aarch64; done) --platform manylinux2014_aarch64
+    mkdir -p "$root/proc"
     touch "$root/made"
 fi
-
-# With both /proc and /sys ONNX Runtime reads the host's processor as its own and crashes.
-mkdir -p "$root/proc"
-mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ class Arm:
 
 
 @pytest.fixture(scope="module")
-def arm() -> Arm:
+def arm() -> Iterator[Arm]:
     root = REPOSITORY / ".aarch64"
     if not (root / "made").exists() or os.geteuid() != 0 or not Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists():
         missing("an arm64 system under emulation: run `make aarch64` as root")
@@ -64,7 +65,10 @@ def arm() -> Arm:
     for package in ("agent", "bundles", "simulator", "device_profiles"):
         shutil.copytree(REPOSITORY / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     _announce_entry_points(code)
-    return Arm(root)
+    # With /sys as well ONNX Runtime would take the host's processor for its own and crash.
+    subprocess.run(["mount", "-t", "proc", "proc", root / "proc"], check=True)
+    yield Arm(root)
+    subprocess.run(["umount", "--lazy", root / "proc"], check=True)
 
 
 def _announce_entry_points(code: Path) -> None:
