@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from agent.clock import Clock
-from agent.device.plan import Candidate
 from agent.errors import OperatorError
 from agent.pipeline.loop import Active, LoopSettings
 from agent.pipeline.loop import Judge as JudgeOfLoop
@@ -52,7 +51,7 @@ class Loaded:
             opset=variant.opset if variant else 0,
             inputs={spec.name: list(spec.shape) for spec in session.inputs},
             nodes=dict(session.nodes),
-            partitions=dict(session.partitions),
+            partitions=dict(session.assignment.partitions),
             was_prepared=session.was_prepared,
             load_ms=round(session.load_ms, 1),
         )
@@ -81,7 +80,8 @@ def load(job: Job, clock: Clock) -> Loaded:
 
     bundle = open_bundle(Path(job.bundle), verify=False)
     bundle.verify({job.candidate.variant}, golden=False)
-    model = open_model(bundle, job.candidate, clock, prepared=Path(job.prepared) if job.prepared else None)
+    prepared = Path(job.prepared) if job.prepared is not None else None
+    model = open_model(bundle, job.candidate, clock, prepared=prepared)
     model.warm_up()
     manifest, candidate = bundle.manifest, job.candidate
     made_by = MadeBy(
@@ -153,12 +153,6 @@ def loop_settings(job: PipelineJob, settings: CameraSettings | SensorSettings) -
 def wants_other_sources(old: Job, new: Job) -> bool:
     """Whether a job's sources are not those that another has opened."""
     return _sources(old) != _sources(new)
-
-
-def needs_other_process(old: Candidate, new: Candidate) -> bool:
-    """Whether a candidate's runtime is another ONNX Runtime wheel (`folder:`): one process can hold one of them."""
-    runtimes = {old.runtime, new.runtime}
-    return len(runtimes) > 1 and any(runtime.startswith("folder:") for runtime in runtimes)
 
 
 def wants_other_samples(old: Manifest, new: Manifest) -> bool:

@@ -158,7 +158,8 @@ class SwapFailed(TypedDict):
     reason: str
     exit_code: int
     needs_restart: bool
-    """The new job is well as far as it was looked at, but needs other sources than those that are open."""
+    """The new job is well as far as it was looked at, but needs other sources than those that are open, or another ONNX Runtime
+    than the one that this process holds."""
 
 
 class Ready(SessionFacts):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.clock import Clock
-from agent.errors import HoldfastError
+from agent.errors import HoldfastError, OtherRuntimeError
 from agent.pipeline.assembly import (
     Loaded,
     Terms,
@@ -26,7 +26,6 @@ from agent.pipeline.assembly import (
     make_active,
     make_judge,
     make_terms,
-    needs_other_process,
     pipeline_settings,
     wants_other_samples,
     wants_other_sources,
@@ -86,7 +85,7 @@ def stand_back() -> None:
 
 
 class NeedsRestartError(HoldfastError):
-    """The new job wants other sources than those that are open, or another ONNX Runtime than this process has."""
+    """The new job wants other sources than those that are open."""
 
 
 class Switch:
@@ -153,14 +152,12 @@ class Switch:
         except Exception as error:  # noqa: BLE001  whatever it is, core is told, and the old bundle runs on
             reason, exit_code = explain(error)
             log.warning("the switch to %s failed: %s", job.bundle, reason)
-            needs_restart = isinstance(error, NeedsRestartError)
+            needs_restart = isinstance(error, NeedsRestartError | OtherRuntimeError)
             return {"is": "swap-failed", "reason": reason, "exit_code": exit_code, "needs_restart": needs_restart}
 
     def _switch(self, number: int, job: Job) -> Mapping[str, object] | None:
         if wants_other_sources(self._job, job):
             raise NeedsRestartError("the sources' own settings changed")
-        if needs_other_process(self._job.candidate, job.candidate):
-            raise NeedsRestartError(f"{job.candidate.label} is of another ONNX Runtime than the one in this process")
         loops = [pipeline.loop for pipeline in self._pipelines.values()]
         for loop in loops:
             loop.longest_gap_s = 0.0
