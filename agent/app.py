@@ -105,8 +105,8 @@ class Core:
         self._workers = Workers(
             post=self._post_worker_note,
             on_event=self._record,
-            on_swap=lambda model, error: self._running.swap_ended(model, error),
-            on_trouble=lambda model, job, reason: self._running.trouble(model, job, reason),
+            on_swap=lambda model, error: self._running.swap_ended(model, error),  # noqa: PLW0108  it is made below
+            on_trouble=lambda model, job, reason: self._running.trouble(model, job, reason),  # noqa: PLW0108
             conditions=self._conditions,
             clock=clock,
             random=random,

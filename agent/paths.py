@@ -20,7 +20,7 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """The files and folders of one device's state. Only `plans` and `prepared` may be deleted at any time: they are made again."""
+    """The files and folders of one device's state. `plans` and `prepared` may be deleted at any time."""
 
     root: Path
 

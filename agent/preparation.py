@@ -21,9 +21,10 @@ from agent.bundle.finding import find_bundle
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle, open_bundle
 from agent.clock import Clock
+from agent.device.candidates import candidates
 from agent.device.facts import Facts
+from agent.device.judging import judge
 from agent.device.plan import Candidate, Demand, Outcome, Plan
-from agent.device.planning import candidates, judge
 from agent.device.planstore import PlanStore
 from agent.device.probing import probe_facts
 from agent.device.profile import Profile
@@ -32,7 +33,7 @@ from agent.device.runtimes.catalogue import find_runtimes
 from agent.errors import BundleError, HoldfastError
 from agent.pipeline.jobs import Asked
 from agent.trial.planner import make_plan, stored_plan
-from agent.trial.running import run_trial
+from agent.trial.running import Ask, run_trial
 from agent.update.record import Slot
 
 log = logging.getLogger(__name__)
@@ -276,10 +277,11 @@ class Preparer:
         """
         profile = self.device(stop)[1]
         with self._measuring.turn():
-            outcome = run_trial(bundle.folder, candidate, profile.limits, stop, prepared=self.prepared_for(plan))
+            ask = Ask(prepared=self.prepared_for(plan))
+            outcome = run_trial(bundle.folder, candidate, profile.limits, stop, ask=ask)
         if stop.is_set():
             raise StoppedPreparingError("stopped while measuring")
-        return judge(outcome, profile, bundle.manifest)
+        return judge(outcome, profile, bundle.manifest).refusal
 
     def _open(self, wanted: Wanted, stop: threading.Event) -> Bundle:
         if wanted.slot is None:

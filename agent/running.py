@@ -8,7 +8,7 @@ switches; gives jobs to the workers, answers to the updater, and conditions. The
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -139,7 +139,7 @@ class Running:
         return min(times, default=None)
 
     def look(self) -> None:
-        """About once a second: is each model as fast as its plan says?"""
+        """Compare each model's speed with its plan's; about once a second."""
         now_s = self._clock.monotonic()
         for worker in self._workers.status():
             run, drift = self._runs.get(worker.model), self._drifts.get(worker.model)
@@ -306,7 +306,7 @@ class Running:
             self._workers.add(job)
 
     def _install(self, model: str, run: Run) -> None:
-        """This run is the model's from now on."""
+        """Make this run the model's."""
         plan, variant = run.plan, run.prepared.bundle.manifest.variant(run.plan.chosen.variant)
         before, self._runs[model] = self._runs.get(model), run
         if before is not None:
@@ -423,7 +423,7 @@ class Running:
             self._conditions.apply(condition)
 
     def _watch_speed(self, model: str, run: Run) -> None:
-        """Compare with what the plan measured, one run at a time, of what runs now; pipelines that share it wait for each other."""
+        """Compare with what the plan measured of what runs now, a run at a time: pipelines that share it wait for each other."""
         planned_ms = planned_p99_ms(run.plan, run.job.candidate)
         if planned_ms is None:
             self._drifts.pop(model, None)
@@ -441,4 +441,3 @@ class Running:
 
     def _run_on(self, model: str) -> str:
         return self._settings.models[model].run_on
-

@@ -4,10 +4,10 @@
                                │  ▲ failed: the next      │ refused         │ not used
                                └──┘                       └──────▶ degraded ◀┘     (each time the delay doubles)
 
-No thread, no process, no clock: `agent.running` carries the actions out. What takes over is the plan's next best that is not on a
-device that failed (`Candidate.place`): another number of threads does not mend a driver. The plain CPU provider is the end of the
-way; what fails there is not the provider's fault, and supervision deals with it. Each failure is answered by one `Use` at most: one
-that comes late, of a candidate that was left already, does not matter.
+No thread, no process, no clock: `agent.running` carries the actions out. What takes over is the plan's next best that is not
+on a device that failed (`place`): another number of threads does not mend a driver. The plain CPU provider is the end of the
+way; what fails there is not the provider's fault, and supervision deals with it. Each failure is answered by one `Use` at
+most: one that comes late, of a candidate that was left already, does not matter.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def place(candidate: Candidate) -> tuple[str, str, str]:
     return candidate.runtime, candidate.provider, candidate.device_type
 
 
-def fallbacks(ranked: Sequence[Candidate], used: Candidate, failed: frozenset[tuple[str, str, str]]) -> tuple[Candidate, ...]:
+def fallbacks(
+    ranked: Sequence[Candidate], used: Candidate, failed: frozenset[tuple[str, str, str]]
+) -> tuple[Candidate, ...]:
     """Return what may take over from `used`, best first: one a place, none that failed, and nothing after the plain CPU."""
     if used.is_plain_cpu:
         return ()

@@ -1,8 +1,8 @@
 """Whether a running model is still as fast as its plan measured: p99 values and the time go in, actions come out. Pure.
 
-Slower than twice the planned p99 (and by more than a millisecond, so that a model of microseconds is not judged by one wake-up) for
-five minutes on end is a condition, and a reason to measure again: at once the first time, then after an hour, two, four, at most
-once a day, since measuring disturbs what runs. What is as fast as planned again is not a condition any more.
+Slower than twice the planned p99 (and by more than a millisecond, so that a model of microseconds is not judged by one
+wake-up) for five minutes on end is a condition, and a reason to measure again: at once the first time, then after an hour,
+two, four, at most once a day, since measuring disturbs what runs. As fast as planned again, it is no condition any more.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which pipelines may run while their model is not on what was asked for, and what is said about it. Pure.
 
-Takes why it is elsewhere (None: it is not) and each pipeline's `fallback:`; gives the pipelines that run, and conditions. `require`
-does not run then; `prefer` runs, with a warning; `allow` runs, and the status alone says so.
+Takes why it is elsewhere (None: it is not) and each pipeline's `fallback:`; gives the pipelines that run, and conditions.
+`require` does not run then; `prefer` runs, with a warning; `allow` runs, and the status alone says so.
 """
 
 from __future__ import annotations
