@@ -117,7 +117,9 @@ class Core:
             clock=clock,
             random=random,
         )
-        self._preparer = Preparer(settings.device.profile, PlanStore(paths.plans), clock)
+        self._preparer = Preparer(
+            settings.device.profile, PlanStore(paths.plans), clock, profiles=settings.device.profiles
+        )
         self._preparations: list[Preparation] = []
         self._preparation_backoff = Backoff(random, first_s=30.0, limit_s=600.0)
         self._prepare_again: dict[str, tuple[float, Wanted]] = {}

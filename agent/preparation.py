@@ -99,10 +99,12 @@ class Preparer:
     Args:
         profile: The device profile that the operator named, if any.
         store: Where plans are kept.
+        profiles: A folder with profiles of the operator's own, if any.
     """
 
-    def __init__(self, profile: str | None, store: PlanStore, clock: Clock) -> None:
+    def __init__(self, profile: str | None, store: PlanStore, clock: Clock, *, profiles: Path | None = None) -> None:
         self._profile_name = profile
+        self._profile_folders = [resources.device_profiles(), *([profiles] if profiles else [])]
         self._store = store
         self._clock = clock
         self._measuring = threading.Lock()
@@ -118,7 +120,7 @@ class Preparer:
             facts = probe_facts(stop=stop)
             if stop.is_set():
                 raise StoppedPreparingError("stopped while looking at the hardware")
-            known = facts, select(facts, load_profiles([resources.device_profiles()]), self._profile_name).profile
+            known = facts, select(facts, load_profiles(self._profile_folders), self._profile_name).profile
             self._known = known
         return known
 
