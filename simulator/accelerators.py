@@ -27,13 +27,20 @@ from agent.device.plan import Candidate
 from agent.device.runtimes.runtime import Assignment, Opening, RuntimeSession
 from agent.errors import CandidateError
 from agent.usage import cpu_seconds
-from simulator.hardware import Accelerator, Hardware, VirtualCpu, load_hardware, marker, trouble_of, unplug
+from simulator.hardware import (
+    SMALL_NODES,
+    Accelerator,
+    Hardware,
+    VirtualCpu,
+    load_hardware,
+    marker,
+    trouble_of,
+    unplug,
+)
 
 CPU = "CPUExecutionProvider"
 REPLACES = ("replaces", BUILT_IN)
 """Metadata of a device that stands in for the built-in runtime's: the probe then leaves those out."""
-SMALL_NODES = 3
-"""A model of so few nodes compiles at once and without trouble, as it does on real devices: what the probe tries."""
 COMPILED = "virtual-compiled.bin"
 """What compiling leaves in the prepared folder."""
 NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
@@ -128,7 +135,7 @@ class VirtualRuntime:
 
     def _compile(self, device: Accelerator, opening: Opening, assignment: Assignment) -> bool:
         """Return whether it was compiled before, for this model and this driver; if not, compile it now."""
-        if sum(assignment.nodes.values()) <= SMALL_NODES:
+        if _is_spared(device, assignment):
             return False
         compiled = hashlib.sha256(opening.model_path.read_bytes() + device.driver_version.encode()).digest()
         kept = opening.prepared / COMPILED if opening.prepared else None
@@ -239,6 +246,7 @@ class VirtualSession:
         self._units = threading.Semaphore(device.parallel)
         self._runs = 0
         memory_mb = device.memory_mb if isinstance(device, Accelerator) else 0
+        self._is_right = not isinstance(device, Accelerator) or _is_spared(device, assignment)
         self._memory = [b"\1" * (memory_mb << 20)]  # ones: the system gives zeros without taking memory for them
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -253,23 +261,24 @@ class VirtualSession:
                 pass  # the host's part: this core is what it costs
             run_s = self._run_s * (self._device.slow_factor if is_slow else 1.0)
             self._clock.wait(threading.Event(), began_s + run_s - self._clock.monotonic())
-        if isinstance(self._device, Accelerator):
-            return self._spoilt(outputs, self._device)
-        return outputs
+        if isinstance(self._device, Accelerator) and self._device.leaks_mb:
+            self._memory.append(b"\1" * round(self._device.leaks_mb * 2**20))
+        return outputs if self._is_right else self._spoilt(outputs)
 
     def end_trace(self) -> Path | None:
         """End the trace of the real computation, which the plain CPU provider did: its times are not the device's."""
         return self._plain.end_trace()
 
-    def _spoilt(self, outputs: dict[str, NDArray[Any]], device: Accelerator) -> dict[str, NDArray[Any]]:
-        if device.leaks_mb:
-            self._memory.append(b"\1" * round(device.leaks_mb * 2**20))
+    def _spoilt(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         with self._lock:  # the generator is shared
-            return {name: self._spoilt_output(values, device) for name, values in outputs.items()}
+            return {
+                name: self._spoilt_output(values) if np.issubdtype(values.dtype, np.floating) else values
+                for name, values in outputs.items()
+            }
 
-    def _spoilt_output(self, values: NDArray[Any], device: Accelerator) -> NDArray[Any]:
-        if not np.issubdtype(values.dtype, np.floating):
-            return values
+    def _spoilt_output(self, values: NDArray[Any]) -> NDArray[Any]:
+        device = self._device
+        assert isinstance(device, Accelerator), "the processor computes right"
         match device.wrong_results:
             case "negated":
                 return np.asarray(1 - values, values.dtype)  # of scores between 0 and 1 still scores
@@ -301,11 +310,15 @@ def place(plain: Assignment, device: Accelerator) -> Assignment:
     )
 
 
+def _is_spared(device: Accelerator, assignment: Assignment) -> bool:
+    return device.spares_small and sum(assignment.nodes.values()) <= SMALL_NODES
+
+
 def _require_all_taken(assignment: Assignment, candidate: Candidate) -> None:
     if NO_FALLBACK in candidate.session_options and (left := assignment.nodes.get(CPU, 0)):
         raise CandidateError(
-            f"{candidate.label} cannot load this model: {left} nodes are assigned to {CPU}, "
-            "and fallback to it is disabled",
+            f"{candidate.label} cannot load this model: This session contains {left} graph nodes that are assigned to the "
+            "default CPU EP, but fallback to CPU EP has been explicitly disabled by the user.",  # ONNX Runtime's words
             hint="allow the fallback, or use a model whose operators the device has",
         )
 

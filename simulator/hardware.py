@@ -32,6 +32,9 @@ run takes `slow_factor` times as long."""
 TROUBLES: tuple[Trouble, ...] = get_args(Trouble)
 
 
+SMALL_NODES = 3
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,9 +90,12 @@ class Accelerator(_Speed):
     crash_on_compile: bool = False
     hang_on_compile: bool = False
     fails_on_compile: str | None = None
-    """No session can be made of any model but the smallest (see `SMALL_BYTES` in simulator/accelerators.py), with this text."""
+    """No session can be made, with this text."""
     wrong_results: Literal["negated", "zeros", "nan"] | None = None
     """What it makes of float outputs."""
+    spares_small: bool = True
+    """Models of `SMALL_NODES` nodes at most compile at once and without trouble, and give right results. That is how most bad
+    devices are, and what the probe tries is such a model; without this, the probe finds the trouble."""
     dies_after: Count | None = None
     """This run of a session fails, and from then on all runs and new sessions, until it is plugged in again."""
     crashes_after: Count | None = None

@@ -250,7 +250,7 @@ def test_partial_placement_is_refused_where_fallback_is_disabled(runtime, model)
     """As ONNX Runtime does with session.disable_cpu_ep_fallback: that is what `fallback: require` rests on."""
     strict = opening(model, session_options=(("session.disable_cpu_ep_fallback", "1"),))
     assert runtime().open(strict).assignment.nodes == {NPU: 5}
-    with pytest.raises(CandidateError, match=f"1 nodes are assigned to {CPU}, and fallback to it is disabled"):
+    with pytest.raises(CandidateError, match="1 graph nodes .* fallback to CPU EP has been explicitly disabled"):
         runtime("unsupported_ops: [Softmax]").open(strict)
 
 
@@ -284,14 +284,18 @@ def test_device_that_makes_no_session_is_listed_all_the_same(runtime, model, tro
         here.open(opening(model))
 
 
-def test_smallest_model_compiles_where_others_do_not(runtime, make_tiny_model):
+def test_smallest_model_is_spared_unless_the_file_says_otherwise(runtime, smallest):
     """The probe tries a device with one; that a real model hangs its compiler must be left for the trial to find."""
-    session = runtime("hang_on_compile: true, compile_s: 50").open(opening(make_tiny_model))
-    assert sum(session.assignment.nodes.values()) <= 3
+    x = {"x": np.ones(1, np.float32)}
+    for trouble in ("hang_on_compile: true, compile_s: 50", "wrong_results: zeros"):
+        assert runtime(trouble).open(opening(smallest)).run(x)["y"] == [1]
+    with pytest.raises(HangsError):
+        runtime("hang_on_compile: true, spares_small: false").open(opening(smallest))
+    assert runtime("wrong_results: zeros, spares_small: false").open(opening(smallest)).run(x)["y"] == [0]
 
 
 @pytest.fixture
-def make_tiny_model(tmp_path: Path) -> Path:
+def smallest(tmp_path: Path) -> Path:
     from onnx import TensorProto, helper, save
 
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
