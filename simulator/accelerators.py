@@ -9,6 +9,7 @@ time must be above the real one. Nothing here says anything about how fast a rea
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -24,7 +25,8 @@ from agent import atomicfile
 from agent.clock import Clock, SystemClock
 from agent.device.facts import BUILT_IN, EpDevice
 from agent.device.plan import Candidate
-from agent.device.runtimes.runtime import Assignment, Opening, RuntimeSession
+from agent.device.runtimes.catalogue import open_runtime as open_any_runtime
+from agent.device.runtimes.runtime import Assignment, Opening, Runtime, RuntimeSession
 from agent.errors import CandidateError
 from agent.usage import cpu_seconds
 from simulator.hardware import (
@@ -47,7 +49,7 @@ NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
 _A_DAY_S = 86_400.0
 
 
-def open_runtime(location: str) -> VirtualRuntime:
+def open_runtime(location: str) -> Runtime:
     """Open the runtime that a hardware file declares, and register its accelerators, which may kill this process or hang.
 
     Raises:
@@ -107,7 +109,7 @@ class VirtualRuntime:
         accelerator = self._accelerator(candidate)
         plain = _open_plain(opening, prepared=None)
         assignment = place(plain.assignment, accelerator)
-        _require_all_taken(assignment, candidate)
+        _require_enough_taken(assignment, candidate)
         return VirtualSession(
             plain,
             accelerator,
@@ -266,8 +268,15 @@ class VirtualSession:
         return outputs if self._is_right else self._spoilt(outputs)
 
     def end_trace(self) -> Path | None:
-        """End the trace of the real computation, which the plain CPU provider did: its times are not the device's."""
-        return self._plain.end_trace()
+        """End the trace of the real computation, with the device's name at its nodes: the times are the processor's."""
+        path = self._plain.end_trace()
+        if path and isinstance(self._device, Accelerator):
+            events = json.loads(path.read_bytes())
+            for arguments in (event["args"] for event in events if event.get("args", {}).get("provider") == CPU):
+                if self._device.takes(arguments.get("op_name", "")):
+                    arguments["provider"] = self._device.provider
+            path.write_text(json.dumps(events))
+        return path
 
     def _spoilt(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         with self._lock:  # the generator is shared
@@ -314,7 +323,10 @@ def _is_spared(device: Accelerator, assignment: Assignment) -> bool:
     return device.spares_small and sum(assignment.nodes.values()) <= SMALL_NODES
 
 
-def _require_all_taken(assignment: Assignment, candidate: Candidate) -> None:
+def _require_enough_taken(assignment: Assignment, candidate: Candidate) -> None:
+    """Refuse what ONNX Runtime and our sessions on it refuse too."""
+    if not assignment.nodes.get(candidate.provider):
+        raise CandidateError(f"{candidate.label} runs none of this model: it all went to {CPU}")
     if NO_FALLBACK in candidate.session_options and (left := assignment.nodes.get(CPU, 0)):
         raise CandidateError(
             f"{candidate.label} cannot load this model: This session contains {left} graph nodes that are assigned to the "
@@ -341,6 +353,4 @@ def _open_plain(opening: Opening, *, prepared: Path | None) -> RuntimeSession:
     candidate = opening.candidate
     options = tuple(option for option in candidate.session_options if option != NO_FALLBACK)
     plain = replace(candidate, provider=CPU, device_type="cpu", options=(), session_options=options, runtime=BUILT_IN)
-    from simulator.plainsession import open_plain
-
-    return open_plain(replace(opening, candidate=plain, prepared=prepared))
+    return open_any_runtime(BUILT_IN).open(replace(opening, candidate=plain, prepared=prepared))

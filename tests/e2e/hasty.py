@@ -1,7 +1,7 @@
 """The agent with shorter waits: `python hasty.py agent.pipeline.degrading:RETRY_FIRST_S=2 … -- run --config …`.
 
 What takes minutes on a device (the wait before a failed accelerator is tried again, the patience with one that hangs) is set
-in core's process before it starts: a constant of a module, or the default of a function's parameter (`module:function.parameter`).
+in core's process before it starts: a constant of a module, or the default of a parameter (`module:function.parameter`).
 Its children are the ordinary ones.
 """
 

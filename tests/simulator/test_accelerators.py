@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -70,9 +71,9 @@ def runtime(file: Path, clock: ImpatientClock) -> Callable[..., VirtualRuntime]:
     return make
 
 
-def opening(model: Path, prepared: Path | None = None, **candidate: object) -> Opening:
+def opening(model: Path, prepared: Path | None = None, trace: Path | None = None, **candidate: object) -> Opening:
     values: dict[str, object] = {"provider": NPU, "device_type": "npu", "variant": "fp32", "threads": 1, **candidate}
-    return Opening(model, Candidate(**values), prepared)  # type: ignore[arg-type]
+    return Opening(model, Candidate(**values), prepared, trace)  # type: ignore[arg-type]
 
 
 def answers(session: VirtualSession) -> np.ndarray:
@@ -243,7 +244,19 @@ def test_nodes_go_where_the_operators_allow(runtime, model):
     assert some.operators[CPU] == {"Softmax": 1, "ReduceMean": 1}
     few = runtime("supported_ops: [Softmax]").open(opening(model)).assignment
     assert (few.nodes, few.partitions) == ({NPU: 1, CPU: 4}, {NPU: 1, CPU: 4})
-    assert runtime("supported_ops: [Nothing]").open(opening(model)).assignment.nodes == {CPU: 5}
+    with pytest.raises(CandidateError, match="runs none of this model"):
+        runtime("supported_ops: [Nothing]").open(opening(model))
+
+
+def test_trace_names_the_device_at_its_nodes(runtime, model, tmp_path):
+    """Whoever adds up the time by provider finds both."""
+    session = runtime("unsupported_ops: [Softmax]").open(opening(model, trace=tmp_path / "trace"))
+    session.run(PICTURE)
+    path = session.end_trace()
+    events = [event["args"] for event in json.loads(path.read_text()) if event.get("args", {}).get("op_name")]
+    providers = {event["op_name"]: event["provider"] for event in events if "provider" in event}
+    assert (providers["Softmax"], providers["ReduceMean"]) == (CPU, NPU)
+    assert runtime().open(opening(model)).end_trace() is None
 
 
 def test_partial_placement_is_refused_where_fallback_is_disabled(runtime, model):
