@@ -117,6 +117,7 @@ class Core:
             clock,
             prepared=paths.prepared,
             runtimes=settings.device.runtimes,
+            profiles=settings.device.profiles,
             asked=asked_by_model(settings.models, self._pipelines),
         )
         self._topics = Topics(settings.mqtt.topic_prefix if settings.mqtt else "holdfast", self._device_id)

@@ -158,6 +158,7 @@ class Preparer:
         store: Where plans are kept.
         prepared: Where what candidates compile is kept, a folder a plan; None: nothing is kept.
         runtimes: Those that the operator named beside the ones that are found.
+        profiles: A folder with profiles of the operator's own, if any.
         asked: What the operator's file says of each model; the defaults for one that it does not name.
     """
 
@@ -169,9 +170,11 @@ class Preparer:
         *,
         prepared: Path | None = None,
         runtimes: Sequence[str] = (),
+        profiles: Path | None = None,
         asked: Mapping[str, Asked] | None = None,
     ) -> None:
         self._profile_name = profile
+        self._profile_folders = [resources.device_profiles(), *([profiles] if profiles else [])]
         self._store = store
         self._clock = clock
         self._prepared = prepared
@@ -199,7 +202,7 @@ class Preparer:
             facts = probe_facts(runtimes, stop=stop)
             if stop.is_set():
                 raise StoppedPreparingError("stopped while looking at the hardware")
-            profile = select(facts, load_profiles([resources.device_profiles()]), self._profile_name).profile
+            profile = select(facts, load_profiles(self._profile_folders), self._profile_name).profile
             if set(profile.runtimes) <= set(runtimes):
                 return facts, profile
             runtimes = (*runtimes, *(each for each in profile.runtimes if each not in runtimes))
