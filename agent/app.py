@@ -16,8 +16,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from agent.clock import Clock, Random, SystemClock, SystemRandom
+from agent.device.absence import Absence
 from agent.device.plan import Candidate, Outcome
 from agent.device.planstore import PlanStore
+from agent.device.tried import Tried
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
 from agent.mqtt.link import Link
@@ -111,6 +113,7 @@ class Core:
             clock=clock,
             random=random,
         )
+        self._absence = Absence(paths.accelerators)
         preparer = Preparer(
             settings.device.profile,
             PlanStore(paths.plans),
@@ -118,6 +121,7 @@ class Core:
             prepared=paths.prepared,
             runtimes=settings.device.runtimes,
             profiles=settings.device.profiles,
+            tried=Tried(paths.tried),
             asked=asked_by_model(settings.models, self._pipelines),
         )
         self._topics = Topics(settings.mqtt.topic_prefix if settings.mqtt else "holdfast", self._device_id)
@@ -305,6 +309,8 @@ class Core:
                 self._reporter.set_facts(facts)
                 for finding in facts.findings:
                     self._conditions.set(f"probe/{finding.probe}", "info", finding.text)
+                for action in self._absence.look(facts):
+                    self._conditions.apply(action)
             case BundleOpened(wanted, bundle):
                 self._reporter.update_model(
                     wanted.model, bundle=wanted.bundle, version=bundle.manifest.version, digest=bundle.digest

@@ -20,7 +20,11 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
+<<<<<<< HEAD
     """The files and folders of one device's state. `plans` and `prepared` may be deleted at any time."""
+=======
+    """The files and folders of one device's state. Only `plans` and `tried` may be deleted at any time."""
+>>>>>>> probing
 
     root: Path
 
@@ -40,9 +44,20 @@ class StatePaths:
         return self.root / "plans"
 
     @property
+<<<<<<< HEAD
     def prepared(self) -> Path:
         """What candidates compiled or optimised, a folder a plan's key: caches, made again where they are missing."""
         return self.root / "prepared"
+=======
+    def tried(self) -> Path:
+        """Which devices have made a session here."""
+        return self.root / "tried.json"
+
+    @property
+    def accelerators(self) -> Path:
+        """Which accelerators this device is known to have."""
+        return self.root / "accelerators.json"
+>>>>>>> probing
 
     @property
     def identity(self) -> Path:
