@@ -20,11 +20,7 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-<<<<<<< HEAD
-    """The files and folders of one device's state. `plans` and `prepared` may be deleted at any time."""
-=======
-    """The files and folders of one device's state. Only `plans` and `tried` may be deleted at any time."""
->>>>>>> probing
+    """The files and folders of one device's state. `plans`, `prepared` and `tried` may be deleted at any time."""
 
     root: Path
 
@@ -44,11 +40,11 @@ class StatePaths:
         return self.root / "plans"
 
     @property
-<<<<<<< HEAD
     def prepared(self) -> Path:
         """What candidates compiled or optimised, a folder a plan's key: caches, made again where they are missing."""
         return self.root / "prepared"
-=======
+
+    @property
     def tried(self) -> Path:
         """Which devices have made a session here."""
         return self.root / "tried.json"
@@ -57,7 +53,6 @@ class StatePaths:
     def accelerators(self) -> Path:
         """Which accelerators this device is known to have."""
         return self.root / "accelerators.json"
->>>>>>> probing
 
     @property
     def identity(self) -> Path:

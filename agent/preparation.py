@@ -26,13 +26,8 @@ from agent.device.judging import judge
 from agent.device.plan import Candidate, Demand, Outcome, Plan
 from agent.device.planstore import PlanStore
 from agent.device.profile import Profile
-<<<<<<< HEAD
-from agent.device.profiles import load_profiles, select
-from agent.device.runtimes.catalogue import find_runtimes
-=======
 from agent.device.recognition import recognise
 from agent.device.tried import Tried
->>>>>>> probing
 from agent.errors import BundleError, HoldfastError
 from agent.pipeline.jobs import Asked
 from agent.trial.planner import make_plan, stored_plan
@@ -159,15 +154,11 @@ class Preparer:
     Args:
         profile: The device profile that the operator named, if any.
         store: Where plans are kept.
-<<<<<<< HEAD
         prepared: Where what candidates compile is kept, a folder a plan; None: nothing is kept.
-        runtimes: Those that the operator named beside the ones that are found.
-        profiles: A folder with profiles of the operator's own, if any.
-        asked: What the operator's file says of each model; the defaults for one that it does not name.
-=======
         runtimes: The operator's `device.runtimes`.
+        profiles: A folder with profiles of the operator's own, if any.
         tried: Which devices have worked at an earlier start; None: all are tried at each.
->>>>>>> probing
+        asked: What the operator's file says of each model; the defaults for one that it does not name.
     """
 
     def __init__(
@@ -176,22 +167,15 @@ class Preparer:
         store: PlanStore,
         clock: Clock,
         *,
-<<<<<<< HEAD
         prepared: Path | None = None,
         runtimes: Sequence[str] = (),
         profiles: Path | None = None,
+        tried: Tried | None = None,
         asked: Mapping[str, Asked] | None = None,
     ) -> None:
         self._profile_name = profile
-        self._profile_folders = [resources.device_profiles(), *([profiles] if profiles else [])]
-=======
-        runtimes: Sequence[str] = (),
-        tried: Tried | None = None,
-    ) -> None:
-        self._profile_name = profile
-        self._runtimes = tuple(runtimes)
+        self._profiles = profiles
         self._tried = tried
->>>>>>> probing
         self._store = store
         self._clock = clock
         self._prepared = prepared
@@ -207,28 +191,22 @@ class Preparer:
         Raises:
             HoldfastError: the profiles do not fit; or the probe was stopped.
         """
-<<<<<<< HEAD
         with self._probing:
             if (known := self._known) is None:
-                known = self._known = self._probe(stop)
+                facts, selection = recognise(
+                    self._runtimes, self._profile_name, profiles=self._profiles, tried=self._tried, stop=stop
+                )
+                if stop.is_set():
+                    raise StoppedPreparingError("stopped while looking at the hardware")
+                self._known = known = facts, selection.profile
             return known
 
-    def _probe(self, stop: threading.Event) -> tuple[Facts, Profile]:
-        """Probe, and once more where the profile that fits names runtimes of its own: they may bring devices."""
-        runtimes = find_runtimes(self._runtimes)
-        while True:
-            facts = probe_facts(runtimes, stop=stop)
-            if stop.is_set():
-                raise StoppedPreparingError("stopped while looking at the hardware")
-            profile = select(facts, load_profiles(self._profile_folders), self._profile_name).profile
-            if set(profile.runtimes) <= set(runtimes):
-                return facts, profile
-            runtimes = (*runtimes, *(each for each in profile.runtimes if each not in runtimes))
-
     def look_again(self) -> None:
-        """Forget what this device is: a driver that came late may change it."""
+        """Forget what this device is and what worked on it: a driver that came late, or went, may change it."""
         with self._probing:
             self._known = None
+            if self._tried:
+                self._tried.forget()
 
     def demand(self, model: str, stop: threading.Event) -> Demand:
         """Return what a model's plan is to be made for here.
@@ -237,20 +215,6 @@ class Preparer:
             HoldfastError: as `device`.
         """
         return self._asked.get(model, Asked()).demand(*self.device(stop))
-=======
-        if (known := self._known) is None:
-            facts, selection = recognise(self._runtimes, self._profile_name, tried=self._tried, stop=stop)
-            if stop.is_set():
-                raise StoppedPreparingError("stopped while looking at the hardware")
-            self._known = known = facts, selection.profile
-        return known
-
-    def look_again(self) -> None:
-        """Forget what this device is and what worked on it: a driver that came late, or went, may change it."""
-        self._known = None
-        if self._tried:
-            self._tried.forget()
->>>>>>> probing
 
     def variants_for(self, manifest: Manifest, stop: threading.Event) -> frozenset[str]:
         """Return the variants of a bundle that a plan for this device may choose: the others need not be fetched."""
