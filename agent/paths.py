@@ -20,7 +20,9 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """The files and folders of one device's state. Only `plans` may be deleted at any time: they are measured again."""
+    """The files and folders of one device's state. Only `plans` and `prepared` may be deleted at any time: they are
+    made again.
+    """
 
     root: Path
 
@@ -38,6 +40,11 @@ class StatePaths:
     def plans(self) -> Path:
         """Measured plans, one JSON file a key."""
         return self.root / "plans"
+
+    @property
+    def prepared(self) -> Path:
+        """What candidates compiled or optimised: `<plan's key>/<candidate's prepared_name>/`."""
+        return self.root / "prepared"
 
     @property
     def identity(self) -> Path:

@@ -17,14 +17,15 @@ from agent.bundle.finding import find_bundle
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle, open_bundle
 from agent.clock import Clock
+from agent.device.candidates import candidates
 from agent.device.facts import Facts
 from agent.device.plan import Candidate, Outcome, Plan
-from agent.device.planning import candidates
 from agent.device.planstore import PlanStore
 from agent.device.probing import probe_facts
 from agent.device.profile import Profile
 from agent.device.profiles import load_profiles, select
 from agent.errors import BundleError, HoldfastError
+from agent.trial.measuring import Loaded
 from agent.trial.planner import make_plan, stored_plan
 from agent.update.record import Slot
 
@@ -60,10 +61,10 @@ class BundleOpened:
 
 @dataclass(frozen=True, slots=True)
 class TrialProgress:
-    """A trial begins (Candidate) or has ended (Outcome)."""
+    """A trial begins (Candidate), its model is loaded and compiled (Loaded), or it has ended (Outcome)."""
 
     model: str
-    progress: Candidate | Outcome
+    progress: Candidate | Loaded | Outcome
 
 
 @dataclass(frozen=True, slots=True)
