@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -110,14 +109,7 @@ class Model:
             self.infer(inputs)
 
 
-def open_model(
-    bundle: Bundle,
-    candidate: Candidate,
-    clock: Clock | None = None,
-    *,
-    prepared: Path | None = None,  # noqa: ARG001  read once device.runtimes makes sessions
-    trace: Path | None = None,  # noqa: ARG001
-) -> Model:
+def open_model(bundle: Bundle, candidate: Candidate, clock: Clock | None = None) -> Model:
     """Open the candidate's variant of a bundle.
 
     Raises:
