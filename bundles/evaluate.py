@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle
 from agent.device.plan import Candidate
+from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, CandidateError
 from agent.inference.answers import Answer
 from agent.inference.model import Model, open_model
-from agent.inference.session import CPU_PROVIDER, Session, open_session
+from agent.inference.session import Session, open_session
 from agent.sources.sample import Sample
 from bundles.samples import SampleFile
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.childprocess import open_parent_link
-from agent.device.facts import Facts, Finding
+from agent.device.facts import BUILT_IN, Facts, Finding
 from agent.device.hardware.gathering import gather
+from agent.device.runtimes.catalogue import open_runtime
 
 
 def main() -> None:
@@ -23,9 +24,8 @@ def main() -> None:
 def with_runtime(facts: Facts) -> Facts:
     """Add what ONNX Runtime offers. A runtime that cannot be imported is a finding; one that crashes takes us along."""
     try:
-        from agent.device.runtimes import onnx_devices as runtimes
-
-        return replace(facts, runtime_version=runtimes.runtime_version(), ep_devices=runtimes.ep_devices())
+        runtime = open_runtime(BUILT_IN)
+        return replace(facts, runtime_version=runtime.version, ep_devices=runtime.devices())
     except Exception as error:  # noqa: BLE001  whatever a driver's binding throws, the other facts are wanted
         finding = Finding("runtime", f"{type(error).__name__}: {error}")
         return replace(facts, findings=(*facts.findings, finding))

@@ -61,7 +61,8 @@ def load(job: Job, clock: Clock) -> Loaded:
 
     bundle = open_bundle(Path(job.bundle), verify=False)
     bundle.verify({job.candidate.variant}, golden=False)
-    model = open_model(bundle, job.candidate, clock)
+    prepared = Path(job.prepared) if job.prepared is not None else None
+    model = open_model(bundle, job.candidate, clock, prepared=prepared)
     model.warm_up()
     manifest, candidate = bundle.manifest, job.candidate
     made_by = MadeBy(

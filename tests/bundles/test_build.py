@@ -19,11 +19,11 @@ import pytest
 
 from agent.bundle.reader import blobs_of, open_bundle
 from agent.device.plan import Candidate
+from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, OperatorError
 from agent.inference import golden
 from agent.inference.answers import Classes, Detections
 from agent.inference.model import open_model
-from agent.inference.session import CPU_PROVIDER
 from bundles import build as building
 from bundles.build import BuildReport, Options, build
 from bundles.samples import SampleFile

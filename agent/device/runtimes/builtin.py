@@ -1,0 +1,53 @@
+"""The providers inside an ONNX Runtime wheel: the one that Holdfast is installed with, or one in a folder.
+
+ONNX Runtime lists devices of some of its providers; for the older ones, such as the classic OpenVINO, CUDA or CoreML, the
+table in `providers` says what they can drive. Whether they do on this machine, the probe tries.
+"""
+
+from __future__ import annotations
+
+import onnxruntime
+
+from agent.device.facts import BUILT_IN, EpDevice
+from agent.device.runtimes import ortdevices
+from agent.device.runtimes.ortsession import Selection, open_session
+from agent.device.runtimes.providers import NO_PROVIDERS, known_devices
+from agent.device.runtimes.runtime import Opening, RuntimeSession
+
+
+class BuiltInRuntime:
+    """An ONNX Runtime that this process has imported."""
+
+    def __init__(self, runtime_id: str = BUILT_IN) -> None:
+        self.version = str(onnxruntime.__version__)
+        self._id = runtime_id
+        self._library_version = "" if runtime_id == BUILT_IN else self.version
+
+    def devices(self) -> tuple[EpDevice, ...]:
+        """Return the devices of its providers, sorted: the order must not move a fingerprint."""
+        listed = [
+            ortdevices.describe(device, runtime=self._id, library_version=self._library_version)
+            for device in ortdevices.ep_devices()
+        ]
+        names = {device.provider for device in listed} | NO_PROVIDERS
+        legacy = [
+            EpDevice(provider=name, device_type=kind, runtime=self._id, library_version=self._library_version)
+            for name in onnxruntime.get_available_providers()
+            if name not in names
+            for kind in known_devices(name)
+        ]
+        return ortdevices.in_order([*listed, *legacy])
+
+    def open(self, opening: Opening) -> RuntimeSession:
+        return open_session(opening, self._select(opening))
+
+    def _select(self, opening: Opening) -> Selection:
+        candidate = opening.candidate
+        available = onnxruntime.get_available_providers()
+        devices = ortdevices.ep_devices()
+        matching = ortdevices.matching(devices, candidate)
+        if matching and (candidate.provider not in available or not candidate.is_plain_cpu):
+            return Selection(devices=tuple(matching))
+        if candidate.provider in available and candidate.device_type in known_devices(candidate.provider):
+            return Selection()
+        raise ortdevices.unavailable(candidate, devices, available)
