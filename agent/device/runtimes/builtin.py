@@ -11,7 +11,7 @@ import onnxruntime
 from agent.device.facts import BUILT_IN, EpDevice
 from agent.device.runtimes import ortdevices
 from agent.device.runtimes.ortsession import Selection, open_session
-from agent.device.runtimes.providers import NO_PROVIDERS, known_devices
+from agent.device.runtimes.providers import CPU_PROVIDER, NO_PROVIDERS, known_devices
 from agent.device.runtimes.runtime import Opening, RuntimeSession
 
 
@@ -24,12 +24,14 @@ class BuiltInRuntime:
         self._library_version = "" if runtime_id == BUILT_IN else self.version
 
     def devices(self) -> tuple[EpDevice, ...]:
-        """Return the devices of its providers, sorted: the order must not move a fingerprint."""
+        """Return the devices of its providers; of another wheel in a folder, those that the built-in one has not."""
         listed = [
             ortdevices.describe(device, runtime=self._id, library_version=self._library_version)
             for device in ortdevices.ep_devices()
         ]
         names = {device.provider for device in listed} | NO_PROVIDERS
+        if self._id != BUILT_IN:  # the plain CPU provider is the built-in runtime's, once for the device
+            listed = [device for device in listed if device.provider != CPU_PROVIDER]
         legacy = [
             EpDevice(provider=name, device_type=kind, runtime=self._id, library_version=self._library_version)
             for name in onnxruntime.get_available_providers()

@@ -37,6 +37,8 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 """ONNX Runtime's exceptions have no common base, and which there are changes from version to version."""
 
+RECORD_NODES = "session.record_ep_graph_assignment_info"
+
 _BAD_FILE_ERRORS = ("InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel")
 
 _DTYPES = {
@@ -146,7 +148,7 @@ def _session_options(candidate: Candidate, variation: Variation) -> onnxruntime.
         # Threads that spin for the next piece of work take 4 to 16 times the CPU of a paced camera's work and gain under
         # a millisecond (docs/benchmarks.md); a profile may have a candidate that lets them, and the plan measures it.
         "session.intra_op.allow_spinning": "0",
-        "session.record_ep_graph_assignment_info": "1",
+        RECORD_NODES: "1",
     }
     try:
         for key, value in (entries | dict(candidate.session_options) | dict(variation.session_options)).items():
@@ -231,8 +233,9 @@ def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
 
 
 def _assignment(session: onnxruntime.InferenceSession) -> Assignment:
-    """Read the runtime's record of which provider took which nodes; empty before ONNX Runtime 1.24, which has none."""
-    if not hasattr(session, "get_provider_graph_assignment_info"):
+    """Read the runtime's record of which provider took which nodes; empty where there is none: before ONNX Runtime 1.24."""
+    recorded = session.get_session_options().get_session_config_entry(RECORD_NODES) == "1"
+    if not recorded or not hasattr(session, "get_provider_graph_assignment_info"):
         return Assignment()
     parts: defaultdict[str, list[int]] = defaultdict(list)
     operators: defaultdict[str, Counter[str]] = defaultdict(Counter)

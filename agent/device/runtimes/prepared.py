@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,11 +100,9 @@ def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT]) -> Se
         session.was_prepared = True
         return session
     if index is None or not index.is_useless:
-        index = _prepare(folder, provider, make)
-        if index is not None and not index.is_useless:
-            if session := _load(folder, index, provider, make):
-                return session
-            _mark_useless(folder, index)
+        session = _prepare_and_load(folder, provider, make)
+        if session is not None:
+            return session
     return make(AS_IT_IS)
 
 
@@ -128,8 +126,24 @@ def read_whole(folder: Path) -> Index | None:
     return None
 
 
+def _prepare_and_load(folder: Path, provider: Provider, make: Make[SessionT]) -> SessionT | None:
+    """Fill the folder and load from it, which proves it. What proves useless is marked, or each start would try again."""
+    index = _prepare(folder, provider, make)
+    if index is None or index.is_useless:
+        return None
+    before = _stamps(folder)
+    session = _load(folder, index, provider, make)
+    if session is None:
+        _mark_useless(folder, index)
+    elif _stamps(folder) != before:  # as OpenVINO does for its CPU device (seen with 1.24.1)
+        log.info("%s writes its cache anew at each load, so none is kept in %s", provider.name, folder)
+        _mark_useless(folder, index)
+    return session
+
+
 def _load(folder: Path, index: Index, provider: Provider, make: Make[SessionT]) -> SessionT | None:
     """Return a session from what is prepared; None, and nothing is left of it, where it does not load."""
+    before = _stamps(folder)
     try:
         session = make(_loading(folder, provider))
     except (BundleError, CandidateError) as error:
@@ -140,6 +154,8 @@ def _load(folder: Path, index: Index, provider: Provider, make: Make[SessionT]) 
         log.warning("the prepared model in %s has other inputs or outputs and is deleted", folder)
         _delete(folder)
         return None
+    if _stamps(folder) != before:
+        _seal_again(folder, index)
     session.metadata = index.metadata
     session.assignment = Assignment(index.nodes, index.partitions, index.operators)
     return session
@@ -167,9 +183,7 @@ def _draft(workshop: Path, provider: Provider, make: Make[SessionT]) -> Index:
     assignment = session.assignment
     inputs, outputs, metadata = session.inputs, session.outputs, dict(session.metadata)
     del session  # some write their cache when they close
-    files = {
-        path.relative_to(workshop).as_posix(): _sealed(path) for path in sorted(workshop.rglob("*")) if path.is_file()
-    }
+    files = _sealed_files(workshop)
     is_model = provider.keeps != "cache-folder"
     return Index(
         files=files,
@@ -227,10 +241,9 @@ def _publish(workshop: Path, folder: Path, index: Index) -> None:
 
 
 def _mark_useless(folder: Path, index: Index) -> None:
-    """Remember that preparing is no use here: a compiler that writes what it cannot read would compile at each start."""
-    useless = Index(
-        {}, index.inputs, index.outputs, index.metadata, index.nodes, index.partitions, index.operators, is_useless=True
-    )
+    """Put a mark in place of what is there: the model itself is used from now on."""
+    useless = replace(index, files={}, is_useless=True)
+    _delete(folder)
     with contextlib.suppress(OSError), _workshop(folder) as workshop:
         _publish(workshop, folder, useless)
 
@@ -283,6 +296,30 @@ def _delete(folder: Path) -> None:
         aside = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
         folder.rename(aside / "damaged")
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _seal_again(folder: Path, index: Index) -> None:
+    """Index anew what the provider has renewed by itself, as TensorRT does with an engine of another version."""
+    with contextlib.suppress(OSError):
+        atomicfile.write(folder / INDEX, _index.dump_json(replace(index, files=_sealed_files(folder))))
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return what tells that a file was written again: cheap, where reading an engine of a gigabyte is not."""
+    stamps: dict[str, tuple[int, int]] = {}
+    for path in _files(folder):
+        with contextlib.suppress(FileNotFoundError):  # another process deletes a damaged folder
+            status = path.stat()
+            stamps[str(path)] = (status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INDEX)
+
+
+def _sealed_files(folder: Path) -> dict[str, tuple[int, str]]:
+    return {path.relative_to(folder).as_posix(): _sealed(path) for path in _files(folder)}
 
 
 def _prefix(folder: Path) -> str:
