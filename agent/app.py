@@ -18,8 +18,10 @@ from typing import Any, TypeAlias
 
 from agent.backoff import Backoff
 from agent.clock import Clock, Random, SystemClock, SystemRandom
+from agent.device.absence import Absence
 from agent.device.plan import Candidate, Outcome
 from agent.device.planstore import PlanStore
+from agent.device.tried import Tried
 from agent.errors import BundleError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
@@ -117,7 +119,14 @@ class Core:
             clock=clock,
             random=random,
         )
-        self._preparer = Preparer(settings.device.profile, PlanStore(paths.plans), clock)
+        self._absence = Absence(paths.accelerators)
+        self._preparer = Preparer(
+            settings.device.profile,
+            PlanStore(paths.plans),
+            clock,
+            runtimes=settings.device.runtimes,
+            tried=Tried(paths.tried),
+        )
         self._preparations: list[Preparation] = []
         self._preparation_backoff = Backoff(random, first_s=30.0, limit_s=600.0)
         self._prepare_again: dict[str, tuple[float, Wanted]] = {}
@@ -298,6 +307,8 @@ class Core:
                 self._reporter.set_facts(facts)
                 for finding in facts.findings:
                     self._conditions.set(f"probe/{finding.probe}", "info", finding.text)
+                for action in self._absence.look(facts):
+                    self._conditions.apply(action)
             case BundleOpened(wanted, bundle):
                 self._reporter.update_model(
                     wanted.model, bundle=wanted.bundle, version=bundle.manifest.version, digest=bundle.digest

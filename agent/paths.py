@@ -20,9 +20,7 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """The files and folders of one device's state. Only `plans` and `prepared` may be deleted at any time: they are
-    made again.
-    """
+    """The files and folders of one device's state. Only `plans`, `prepared` and `tried` may be deleted at any time."""
 
     root: Path
 
@@ -45,6 +43,16 @@ class StatePaths:
     def prepared(self) -> Path:
         """What candidates compiled or optimised: `<plan's key>/<candidate's prepared_name>/`."""
         return self.root / "prepared"
+
+    @property
+    def tried(self) -> Path:
+        """Which devices have made a session here."""
+        return self.root / "tried.json"
+
+    @property
+    def accelerators(self) -> Path:
+        """Which accelerators this device is known to have."""
+        return self.root / "accelerators.json"
 
     @property
     def identity(self) -> Path:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import resources
 from agent.bundle.finding import find_bundle
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle, open_bundle
@@ -21,9 +20,9 @@ from agent.device.candidates import candidates
 from agent.device.facts import Facts
 from agent.device.plan import Candidate, Outcome, Plan
 from agent.device.planstore import PlanStore
-from agent.device.probing import probe_facts
 from agent.device.profile import Profile
-from agent.device.profiles import load_profiles, select
+from agent.device.recognition import recognise
+from agent.device.tried import Tried
 from agent.errors import BundleError, HoldfastError
 from agent.trial.measuring import Loaded
 from agent.trial.planner import make_plan, stored_plan
@@ -100,10 +99,22 @@ class Preparer:
     Args:
         profile: The device profile that the operator named, if any.
         store: Where plans are kept.
+        runtimes: The operator's `device.runtimes`.
+        tried: Which devices have worked at an earlier start; None: all are tried at each.
     """
 
-    def __init__(self, profile: str | None, store: PlanStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        profile: str | None,
+        store: PlanStore,
+        clock: Clock,
+        *,
+        runtimes: Sequence[str] = (),
+        tried: Tried | None = None,
+    ) -> None:
         self._profile_name = profile
+        self._runtimes = tuple(runtimes)
+        self._tried = tried
         self._store = store
         self._clock = clock
         self._measuring = threading.Lock()
@@ -116,16 +127,17 @@ class Preparer:
             HoldfastError: the profiles do not fit; or the probe was stopped.
         """
         if (known := self._known) is None:
-            facts = probe_facts(stop=stop)
+            facts, selection = recognise(self._runtimes, self._profile_name, tried=self._tried, stop=stop)
             if stop.is_set():
                 raise StoppedPreparingError("stopped while looking at the hardware")
-            known = facts, select(facts, load_profiles([resources.device_profiles()]), self._profile_name).profile
-            self._known = known
+            self._known = known = facts, selection.profile
         return known
 
     def look_again(self) -> None:
-        """Forget what this device is: a driver that came late may change it."""
+        """Forget what this device is and what worked on it: a driver that came late, or went, may change it."""
         self._known = None
+        if self._tried:
+            self._tried.forget()
 
     def variants_for(self, manifest: Manifest, stop: threading.Event) -> frozenset[str]:
         """Return the variants of a bundle that a plan for this device may choose: the others need not be fetched."""

@@ -21,8 +21,8 @@ from agent.device.candidates import candidates
 from agent.device.judging import judge
 from agent.device.plan import Candidate, Plan
 from agent.device.planstore import PlanStore
-from agent.device.probing import probe_facts
 from agent.device.profiles import load_profiles, select
+from agent.device.recognition import look
 from agent.inference.golden import blank_sample
 from agent.resources import device_profiles
 from agent.trial.planner import make_plan
@@ -41,7 +41,7 @@ def lines(parts: Parts) -> Iterator[Line]:
 
 def _lines_of(name: str, bundle: Bundle, parts: Parts) -> Iterator[Line]:
     parts.say(f"planning {name}")
-    facts = probe_facts()
+    facts = look()
     profile = select(facts, load_profiles([device_profiles()]), None).profile
     folder = parts.folder / f"plans-{name}"
     folder.mkdir()

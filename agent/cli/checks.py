@@ -41,10 +41,12 @@ def run_all(configuration: Configuration, clock: Clock) -> Iterator[Check]:
     from agent.cli.updatechecks import update_checks
 
     yield from update_checks(configuration, clock)
-    from agent.device.probing import probe_facts
+    from agent.cli.acceleratorchecks import accelerator_checks
+    from agent.device.recognition import look
 
-    facts = probe_facts()
+    facts = look(settings.device.runtimes)
     yield from device(facts, settings.device.profile)
+    yield from accelerator_checks(facts, settings.state_dir)
     for name, camera in settings.cameras.items():
         yield _source("camera", name, camera, configuration)
     for name, sensor in settings.sensors.items():

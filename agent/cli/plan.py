@@ -59,7 +59,7 @@ def measure(
     from agent.device.planstore import to_json
 
     opened, store = _open_bundle(bundle), _open_store(state_dir)
-    facts = _probe()
+    facts = _probe(state_dir)
     plan = _measure(opened, facts, _select(facts, profile), store, is_quiet=as_json)
     if as_json:
         typer.echo(to_json(plan).decode())
@@ -88,7 +88,7 @@ def _stored_plan(bundle: str, state_dir: Path | None) -> Plan:
     from agent.device.plan import plan_key
 
     opened, store = _open_bundle(bundle), _open_store(state_dir)
-    facts = _probe()
+    facts = _probe(state_dir)
     plan = store.load(plan_key(facts.fingerprint, opened.digest, facts.runtime_version))
     if plan is None:
         manifest = opened.manifest
@@ -138,10 +138,15 @@ def _open_store(state_dir: Path | None) -> PlanStore:
     return PlanStore(open_state(state_dir).plans)
 
 
-def _probe() -> Facts:
-    from agent.device.probing import probe_facts
+def _probe(state_dir: Path | None) -> Facts:
+    """Return the very facts that the agent has: plans are found by their fingerprint."""
+    from agent.cli.thisdevice import settings_if_any
+    from agent.device.recognition import recognise
+    from agent.device.tried import Tried
+    from agent.paths import open_state
 
-    return probe_facts()
+    device = settings_if_any(None).device
+    return recognise(device.runtimes, device.profile, tried=Tried(open_state(state_dir).tried))[0]
 
 
 def _select(facts: Facts, name: str | None) -> Profile:

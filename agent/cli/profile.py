@@ -90,10 +90,11 @@ def check(
 @app.command()
 def explain(*, folder: Folder = None, as_json: AsJson = False) -> None:
     """Say which profile this device gets, and why no other."""
-    from agent.device.probing import probe_facts
+    from agent.cli.thisdevice import settings_if_any
     from agent.device.profiles import select
+    from agent.device.recognition import look
 
-    selection = select(probe_facts(), load(folder))
+    selection = select(look(settings_if_any(None).device.runtimes), load(folder))
     if as_json:
         verdicts = [
             {"profile": each.profile, "matches": each.is_match, "text": each.text} for each in selection.verdicts

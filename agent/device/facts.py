@@ -166,6 +166,26 @@ class Facts:
         text = json.dumps(deciding, sort_keys=True, default=sorted)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def unused_accelerators(self) -> tuple[Accelerator, ...]:
+        """Those that the operating system lists and no provider offers, each with a hint what to install."""
+        return tuple(
+            each for each in self.accelerators if not any(each.is_served_by(device) for device in self.ep_devices)
+        )
+
+    @property
+    def unusable_devices(self) -> tuple[EpDevice, ...]:
+        """Those on which nothing runs though they should: it is said why.
+
+        A provider of the older kind tells no devices, so that all it could drive are tried: a GPU or an NPU that it cannot use
+        and that nobody else has seen either is not there, and nothing is missing.
+        """
+        return tuple(each for each in self.ep_devices if each.unusable is not None and self._is_really_there(each))
+
+    def _is_really_there(self, device: EpDevice) -> bool:
+        was_listed = bool(device.vendor or device.name or device.metadata)
+        return was_listed or device.device_type == "cpu" or any(each.is_served_by(device) for each in self.accelerators)
+
     def to_json(self) -> dict[str, Any]:
         """Return the facts and the fingerprint as JSON-ready values."""
         return {
