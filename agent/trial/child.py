@@ -102,7 +102,6 @@ def _timed(model: Model, inputs: Sequence[dict[str, Any]], ask: Ask, clock: Cloc
     session = model.session
     spent = benchmark(model, inputs, ask, clock)
     times_ms = spent.times_ms
-    was_prepared = getattr(session, "was_prepared", False)
     return Measurement(
         runs=len(times_ms),
         mean_ms=sum(times_ms) / len(times_ms),
@@ -112,12 +111,22 @@ def _timed(model: Model, inputs: Sequence[dict[str, Any]], ask: Ask, clock: Cloc
         load_ms=session.load_ms,
         cpu_ms_per_run=spent.cpu_ms_per_run,
         peak_rss_bytes=peak_rss_bytes(),
-        nodes=dict(session.nodes),
+        nodes=dict(session.assignment.nodes),
+        partitions=dict(session.assignment.partitions),
         runs_per_s=throughput(model, inputs, ask, clock) if ask.streams > 1 else None,
         energy_mj_per_run=spent.energy_mj_per_run,
         celsius=max((zone.celsius for zone in thermal_zones(_root)), default=None),
-        compile_ms=None if was_prepared or ask.prepared is None else session.load_ms,
+        time_share=_time_share(model),
+        compile_ms=None if session.was_prepared or ask.prepared is None else session.load_ms,
     )
+
+
+def _time_share(model: Model) -> dict[str, float]:
+    """Return the share of the runs' time by provider; empty for a session that is not traced."""
+    from agent.trial.trace import read_trace
+
+    path = model.session.end_trace()
+    return dict(read_trace(path).share_by_provider) if path else {}
 
 
 @dataclass(frozen=True, slots=True)
