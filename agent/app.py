@@ -46,6 +46,7 @@ from agent.reporting import Reporter
 from agent.running import Running
 from agent.settings import Settings
 from agent.status import LinkStatus, Status
+from agent.trial.measuring import Loaded
 from agent.update.notes import WorkNote
 from agent.updating import Updating
 
@@ -316,7 +317,9 @@ class Core:
                     wanted.model, bundle=wanted.bundle, version=bundle.manifest.version, digest=bundle.digest
                 )
             case TrialProgress(model, Candidate() as candidate):
-                self._reporter.update_model(model, trying=candidate)
+                self._reporter.update_model(model, trying=candidate, is_loading=True)
+            case TrialProgress(model, Loaded()):
+                self._reporter.update_model(model, is_loading=False)
             case TrialProgress(model, Outcome() as outcome):
                 self._reporter.add_outcome(model, outcome)
             case Prepared() | PreparationFailed() | TriedAgain():

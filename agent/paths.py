@@ -20,7 +20,7 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """The files and folders of one device's state. `plans`, `prepared` and `tried` may be deleted at any time."""
+    """The files and folders of one device's state. Only `plans`, `prepared` and `tried` may be deleted at any time."""
 
     root: Path
 
@@ -41,7 +41,7 @@ class StatePaths:
 
     @property
     def prepared(self) -> Path:
-        """What candidates compiled or optimised, a folder a plan's key: caches, made again where they are missing."""
+        """What candidates compiled or optimised: `<plan's key>/<candidate's prepared_name>/`."""
         return self.root / "prepared"
 
     @property

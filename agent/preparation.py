@@ -30,6 +30,7 @@ from agent.device.recognition import recognise
 from agent.device.tried import Tried
 from agent.errors import BundleError, HoldfastError
 from agent.pipeline.jobs import Asked
+from agent.trial.measuring import Loaded
 from agent.trial.planner import make_plan, stored_plan
 from agent.trial.running import Ask, run_trial
 from agent.update.record import Slot
@@ -68,10 +69,10 @@ class BundleOpened:
 
 @dataclass(frozen=True, slots=True)
 class TrialProgress:
-    """A trial begins (Candidate) or has ended (Outcome)."""
+    """A trial begins (Candidate), its model is loaded and compiled (Loaded), or it has ended (Outcome)."""
 
     model: str
-    progress: Candidate | Outcome
+    progress: Candidate | Loaded | Outcome
 
 
 @dataclass(frozen=True, slots=True)

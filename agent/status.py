@@ -35,6 +35,8 @@ class ModelStatus:
     version: str = ""
     digest: str = ""
     trying: Candidate | None = None
+    is_loading: bool = False
+    """The one that is tried is being loaded and compiled; else it is being measured."""
     outcomes: tuple[Outcome, ...] = ()
     plan: Plan | None = None
     plan_is_stored: bool = False
@@ -69,7 +71,8 @@ class ModelStatus:
         if self.plan is None or not self.plan.is_interim:
             return ""
         what = self.trying.label if self.trying else self.plan.requested or "an accelerator"
-        return f"compiling {what}, running on {self.plan.chosen.label} meanwhile"
+        does = "compiling" if self.is_loading else "measuring"
+        return f"{does} {what}, running on {self.plan.chosen.label} meanwhile"
 
     @property
     def time_share(self) -> dict[str, float]:

@@ -107,12 +107,13 @@ def _measure(bundle: Bundle, facts: Facts, profile: Profile, store: PlanStore, *
     from agent.cli.plantable import outcome_table
     from agent.clock import SystemClock
     from agent.device.plan import Candidate, Outcome
+    from agent.trial.measuring import Loaded
     from agent.trial.planner import make_plan
 
     outcomes: dict[Candidate, Outcome] = {}
     with Live(console=Console(stderr=True, quiet=is_quiet), transient=True, refresh_per_second=4) as live:
 
-        def progress(news: Candidate | Outcome) -> None:
+        def progress(news: Candidate | Loaded | Outcome) -> None:
             running = news if isinstance(news, Candidate) else None
             if isinstance(news, Outcome):
                 outcomes[news.candidate] = news
