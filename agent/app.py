@@ -30,7 +30,8 @@ from agent.outbox.envelope import CONTENT_TYPE, Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.store import EventStore
 from agent.paths import StatePaths, hold_state, open_state
-from agent.pipeline.jobs import asked_by_model, pipelines_by_model, sensor_topics
+from agent.pipeline.demands import asked_by_model
+from agent.pipeline.jobs import pipelines_by_model, sensor_topics
 from agent.pipeline.workers import WorkerNote, Workers
 from agent.preparation import (
     BundleOpened,

@@ -29,7 +29,7 @@ from agent.device.profile import Profile
 from agent.device.recognition import recognise
 from agent.device.tried import Tried
 from agent.errors import BundleError, HoldfastError
-from agent.pipeline.jobs import Asked
+from agent.pipeline.demands import Asked
 from agent.trial.measuring import Loaded
 from agent.trial.planner import make_plan, stored_plan
 from agent.trial.running import Ask, run_trial

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.pipeline.drift import AGAIN_FIRST_S, AGAIN_LIMIT_S, SUSTAINED_S, Drift, Remeasure
 
@@ -45,7 +47,7 @@ def test_measuring_again_becomes_rarer_to_once_a_day():
     """Where another plan does not help, trials every hour would only make it worse."""
     it = Time()
     times = remeasured(it.run(25.0, 6 * 86_400))
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps[0] == AGAIN_FIRST_S
     assert gaps == sorted(gaps)
     assert gaps[-1] == AGAIN_LIMIT_S
