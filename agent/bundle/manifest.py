@@ -136,6 +136,23 @@ class RefusedVariant(_Document):
     accuracy: Accuracy | None = None
 
 
+class Agreement(_Document):
+    """How close fp32's answers on a device must come to the golden ones, where the defaults do not fit the task.
+
+    For `fp32` and `fp32-fused`, also where an accelerator computes them with fewer bits: what a quantized variant may lose is its
+    `accuracy.gate`.
+    """
+
+    iou: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Two boxes are the same object from this overlap on; 0.95 where nothing is given."""
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest difference of two scores; 0.02 where nothing is given."""
+    relative: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest difference of two anomaly scores as a share of the larger; 0.01 where nothing is given."""
+    required: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The least share of answers that are the same; 0.99 where nothing is given."""
+
+
 class GoldenSample(_Document):
     """One input with the answer that fp32 gave; a trial on the device must come close."""
 
@@ -156,6 +173,8 @@ class Manifest(_Document):
     variants: tuple[Variant, ...]
     refused: tuple[RefusedVariant, ...] = ()
     golden: tuple[GoldenSample, ...] = ()
+    agreement: Agreement | None = None
+    """How close fp32 must come to the golden answers on a device; None: as close as the order of additions allows."""
     max_p99_ms: float | None = None
     """The bundle's own latency gate."""
     source_sha256: Sha256 | None = None
