@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import CandidateError
-from bundles.onnxlibrary import dimensions, initializer_names
+from bundles.onnxlibrary import dimensions, import_contrib, initializer_names, sort_initializers
 
 if TYPE_CHECKING:
     import onnx
@@ -23,8 +23,6 @@ FUSED = (
     "Attention", "MultiHeadAttention", "LayerNormalization", "SkipLayerNormalization", "Gelu", "FastGelu", "BiasGelu",
 )  # fmt: skip
 """What is counted; each is one operator in place of three to thirty."""
-
-_LATEST_LAYER_NORM_CONTRIB = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +74,6 @@ def family(model: onnx.ModelProto) -> str | None:
 
 
 def _fuse(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
-    import onnx
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.onnx_model_bert import BertOnnxModel
 
@@ -93,9 +90,8 @@ def _fuse(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     made: onnx.ModelProto = fuser.model
     made.producer_name, made.producer_version = model.producer_name, model.producer_version
     _name(made)
-    kept = sorted(made.graph.initializer, key=lambda each: each.name)
-    del made.graph.initializer[:]
-    made.graph.initializer.extend(kept)
+    import_contrib(made)
+    sort_initializers(made.graph)
     return made
 
 

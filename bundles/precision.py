@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agent.errors import CandidateError
+from bundles.onnxlibrary import CONTRIB, import_contrib, sort_initializers
 from bundles.recipe import Int4
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-_CONTRIB = "com.microsoft"
 _LARGEST = float(np.finfo(np.float16).max)
 _KEPT_IN_FLOAT32 = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL2", "CumSum", "Exp", "Softplus")
 """Beside ONNX Runtime's own list, which holds what has no float16 kernel. Sums over a picture, powers and exponentials
@@ -50,7 +50,9 @@ def fp16(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.Mo
         )
     except Exception as error:
         raise CandidateError(f"fp16 failed: {str(error) or type(error).__name__}") from error
-    OnnxModel.graph_topological_sort(made.graph, is_deterministic=True)  # the casts stand at the end, a runtime may refuse that
+    OnnxModel.graph_topological_sort(
+        made.graph, is_deterministic=True
+    )  # the casts stand at the end, a runtime may refuse that
     return _named(made)
 
 
@@ -77,15 +79,15 @@ def int4(model: onnx.ModelProto, settings: Int4 | None = None, left_in_float: Co
             continue
         values = numpy_helper.to_array(tensor).astype(np.float32)
         packed, scales, zeros = _blocks(values, settings)
-        parts = [("int4", packed), ("scales", scales), *([("zeros", zeros)] if zeros is not None else [])]
-        names = [f"{tensor.name}.{what}" for what, _ in parts]
-        for name, (_, array) in zip(names, parts, strict=True):
+        arrays: list[NDArray[Any]] = [packed, scales, *([zeros] if zeros is not None else [])]
+        names = [f"{tensor.name}.{part}" for part, _ in zip(("int4", "scales", "zeros"), arrays, strict=False)]
+        for name, array in zip(names, arrays, strict=True):
             if name not in weights:
                 weights[name] = numpy_helper.from_array(array, name)
                 made.graph.initializer.append(weights[name])
         rows, columns = values.shape
         quantized = helper.make_node(
-            "MatMulNBits", [node.input[0], *names], list(node.output), node.name, domain=_CONTRIB,
+            "MatMulNBits", [node.input[0], *names], list(node.output), node.name, domain=CONTRIB,
             K=rows, N=columns, bits=4, block_size=settings.block_size,
         )  # fmt: skip
         node.CopyFrom(quantized)
@@ -96,7 +98,7 @@ def int4(model: onnx.ModelProto, settings: Int4 | None = None, left_in_float: Co
             "their bits"
         )
     _drop_unused(made)
-    made.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+    import_contrib(made)
     return made
 
 
@@ -131,8 +133,7 @@ def _pairs(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pack values below 16 two to a byte along the last axis, the first in the low half."""
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
-    packed: NDArray[np.uint8] = values[..., 0::2] | values[..., 1::2] << 4
-    return packed
+    return np.asarray(values[..., 0::2] | values[..., 1::2] << 4, np.uint8)
 
 
 def _too_large(model: onnx.ModelProto) -> set[str]:
@@ -159,6 +160,7 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _drop_unused(model: onnx.ModelProto) -> None:
     used = {name for node in model.graph.node for name in node.input} | {each.name for each in model.graph.output}
-    kept = sorted((each for each in model.graph.initializer if each.name in used), key=lambda each: each.name)
+    kept = [each for each in model.graph.initializer if each.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+    sort_initializers(model.graph)

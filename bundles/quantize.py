@@ -64,15 +64,22 @@ class StaticQuantizer:
         samples: Input tensors of the calibration samples; 100 to 500 are enough.
         name: One of `STATIC`.
         settings: How ranges are chosen.
+        excluded: Nodes that stay in float whatever else is said.
 
     Raises:
         CandidateError: the model has nothing to quantize, or ONNX Runtime's quantizer refuses it.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, samples: Sequence[Feeds], name: str = "int8", settings: Quantize | None = None
+        self,
+        model: onnx.ModelProto,
+        samples: Sequence[Feeds],
+        name: str = "int8",
+        settings: Quantize | None = None,
+        excluded: frozenset[str] = frozenset(),
     ) -> None:
         self._name, self._settings, self._original = name, settings or Quantize(), model
+        self.excluded = excluded
         _require_weights(model, WEIGHTED, "static")
         if name == "int8-qnn":
             _require_fixed(model)
@@ -92,7 +99,7 @@ class StaticQuantizer:
         Raises:
             CandidateError: ONNX Runtime's quantizer refuses it.
         """
-        return self._quantized([], sorted(left_in_float))
+        return self._quantized([], sorted({*left_in_float, *self.excluded}))
 
     def quantize_only(self, nodes: Collection[str]) -> onnx.ModelProto:
         """Return the model with nothing but the named nodes quantized.
@@ -134,7 +141,7 @@ class StaticQuantizer:
                 quantizer = QDQQuantizer(
                     copy.deepcopy(self.model),
                     scheme.per_channel,
-                    False,  # noqa: FBT003 - reduce_range: for x86 without VNNI, which the trial on the device finds
+                    False,  # reduce_range is for x86 without VNNI; the trial on a device finds where seven bits were needed
                     scheme.weight,
                     scheme.activation,
                     self._ranges,
@@ -149,8 +156,8 @@ class StaticQuantizer:
         return _finished(quantizer.model.model, self._original)
 
 
-def dynamic_int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Quantize the weights of MatMul and Gemm; activations are quantized while it runs.
+def dynamic_int8(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.ModelProto:
+    """Quantize the weights of MatMul and Gemm but those of the nodes named; activations are quantized while it runs.
 
     Raises:
         CandidateError: the model has neither, or ONNX Runtime's quantizer refuses it.
@@ -163,7 +170,12 @@ def dynamic_int8(model: onnx.ModelProto) -> onnx.ModelProto:
         target = folder / "dynamic.onnx"
         try:
             quantize_dynamic(
-                prepared, target, op_types_to_quantize=sorted(_DENSE), per_channel=True, weight_type=QuantType.QInt8
+                prepared,
+                target,
+                op_types_to_quantize=sorted(_DENSE),
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=sorted(left_in_float),
             )
         except Exception as error:
             raise _failed("dynamic", error) from error

@@ -24,9 +24,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from agent import yamlfile
 from agent.bundle.manifest import Feature, ModelType, Name, ResizeType, VariantName
@@ -118,6 +118,19 @@ class Gates(_Section):
     """The device's gate; the builder passes it on."""
 
 
+class Bounds(_Section):
+    """A dimension that stays open, within bounds. Both ends are run wherever the model is tried."""
+
+    min: Annotated[int, Field(gt=0)]
+    max: Annotated[int, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min {self.min} is not below max {self.max}; for one size give a number")
+        return self
+
+
 class Int4(_Section):
     """Weights of four bits, in blocks along the input channels with a scale each (MatMulNBits)."""
 
@@ -155,8 +168,9 @@ class Recipe(_Section):
     decoder: DecoderRecipe = DecoderRecipe()
     calibration: str | None = None
     golden: str | None = None
-    dimensions: dict[str, Annotated[int, Field(gt=0)]] = {}
-    """Values for the model's symbolic dimensions; a batch dimension is set to 1 by itself."""
+    dimensions: dict[str, Annotated[int, Field(gt=0)] | Bounds] = {}
+    """Values for the model's symbolic dimensions; a batch dimension is set to 1 by itself. With `{min: …, max: …}` one
+    stays open; providers that want fixed shapes (QNN, NNAPI) then pass the bundle over."""
     targets: tuple[Target, ...] = ()
     """What the devices are: each stands for the variants in `TARGETS`."""
     variants: tuple[VariantName, ...] = ()

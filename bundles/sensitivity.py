@@ -39,8 +39,8 @@ _EQUAL_DB = 3.0
 _LEAST_RATIO = 1e-12
 
 Outputs = Sequence["NDArray[Any]"]
-Run = Callable[["onnx.ModelProto", Feeds], Outputs]
-"""Runs a model on one sample's tensors; gives its outputs in the graph's order."""
+Run = Callable[["onnx.ModelProto", Sequence[Feeds]], Sequence[Outputs]]
+"""Runs a model on samples' tensors; gives its outputs in the graph's order for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ class TimeLimit:
             )
 
 
-def layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
+def layers(model: onnx.ModelProto, excluded: frozenset[str] = frozenset()) -> tuple[Layer, ...]:
     """Group a graph's nodes, which are sorted and have names, into layers in the order of the graph.
 
-    A node without weights belongs to the nearest layer before it, by the longest way.
+    A node without weights belongs to the nearest layer before it, by the longest way. Nodes in `excluded` are in none.
     """
     weights = initializer_names(model.graph)
     after = _weights_after(model.graph, weights)
@@ -91,13 +91,11 @@ def layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
             nodes.append([])
             heads.append(node.name)
         elif after[node.name] == 0:
-            tail.append(node.name)
+            tail += [node.name] if node.name not in excluded else []
             continue
-        nodes[mine].append(node.name)
+        nodes[mine] += [node.name] if node.name not in excluded else []
         owner.update(dict.fromkeys(node.output, mine))
-    found = [
-        Layer(head, tuple(names), after[names[0]]) for head, names in zip(heads, nodes, strict=True) if names
-    ]
+    found = [Layer(head, tuple(names), after[names[0]]) for head, names in zip(heads, nodes, strict=True) if names]
     return (*found, Layer(TAIL, tuple(tail), 0)) if tail else tuple(found)
 
 
@@ -110,28 +108,23 @@ def rank(
         CandidateError: the time is up, or the runtime refuses a model.
     """
     few = samples[:: max(1, len(samples) // MAX_RANKING_SAMPLES)][:MAX_RANKING_SAMPLES]
-    expected = [run(quantizer.model, sample) for sample in few]
+    expected = run(quantizer.model, few)
     noise: dict[Layer, int] = {}
     for number, layer in enumerate(found):
         limit.check(f"measuring how sensitive each of {len(found)} layers is ({number} done)")
         model = quantizer.quantize_only(layer.nodes)
         if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-            answers = [run(model, sample) for sample in few]
-            noise[layer] = math.floor(noise_db(expected, answers) / _EQUAL_DB)
+            noise[layer] = math.floor(noise_db(expected, run(model, few)) / _EQUAL_DB)
     return tuple(sorted(noise, key=lambda layer: (-noise[layer], layer.weights_after, layer.name != TAIL, layer.name)))
 
 
-def smallest_set(
-    ranked: Sequence[Layer], passes: Callable[[frozenset[Layer]], bool]
-) -> frozenset[Layer] | None:
+def smallest_set(ranked: Sequence[Layer], passes: Callable[[frozenset[Layer]], bool]) -> frozenset[Layer] | None:
     """Return a set of layers to leave in float with which the model passes, as small as few tries can make it.
 
-    The number of the most sensitive layers is found by halves; then each of these is tried in INT8 again, the least
-    sensitive first. At most half of the layers stay in float, or a detector's whole head (what follows the last
-    weights, and these): more than that is no INT8 model. None: nothing passes.
+    Called when it does not pass with all of them in INT8. The number of the most sensitive layers is found by halves;
+    then each of these is tried in INT8 again, the least sensitive first. At most half of the layers stay in float, or
+    a detector's whole head (the last weights and what follows): more than that is no INT8 model. None: nothing passes.
     """
-    if passes(frozenset()):
-        return frozenset()
     most = len(ranked) // 2
     if most and passes(frozenset(ranked[:most])):
         chosen = _refined(ranked, _halved(ranked, most, passes), passes)

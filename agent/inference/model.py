@@ -43,8 +43,15 @@ class Preprocessor(Protocol):
 class Model:
     """An opened model. `prepare`, `infer` and `decode` are pure and may be called from any thread."""
 
-    def __init__(self, manifest: Manifest, session: Session, preprocessor: Preprocessor) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        session: Session,
+        preprocessor: Preprocessor,
+        bounds: Mapping[int, tuple[int, int]] | None = None,
+    ) -> None:
         self.manifest = manifest
+        self._bounds = bounds or {}
         self.session = session
         self._preprocessor = preprocessor
         self._input = session.inputs[0]
@@ -108,6 +115,21 @@ class Model:
         for _ in range(runs):
             self.infer(inputs)
 
+    def run_bounds(self) -> None:
+        """Run on zeros of the smallest and of the largest shape that the bundle allows; nothing where it has one shape.
+
+        Raises:
+            CandidateError: the provider failed.
+        """
+        if not self._bounds:
+            return
+        example = self._preprocessor.example(self._input)
+        for end in (0, 1):
+            shape = [
+                self._bounds[axis][end] if axis in self._bounds else size for axis, size in enumerate(example.shape)
+            ]
+            self.infer({self._input.name: np.zeros(shape, example.dtype)})
+
 
 def open_model(bundle: Bundle, candidate: Candidate, clock: Clock | None = None) -> Model:
     """Open the candidate's variant of a bundle.
@@ -124,7 +146,7 @@ def open_model(bundle: Bundle, candidate: Candidate, clock: Clock | None = None)
         )
     session = open_session(bundle.model_path(candidate.variant), candidate, clock)
     check_pinned(session, variant)
-    return Model(bundle.manifest, session, _make_preprocessor(bundle.manifest, session))
+    return Model(bundle.manifest, session, _make_preprocessor(bundle.manifest, session), variant.inputs[0].bounds)
 
 
 def check_pinned(session: Session, variant: Variant) -> None:

@@ -88,6 +88,7 @@ def compare(bundle: Bundle, model: Model, variant: str, clock: Clock) -> tuple[f
     tolerance, threshold = golden.tolerance_for(variant), golden.threshold_of(manifest.decoder)
     total = 0.0
     inputs: list[dict[str, Any]] = []
+    model.run_bounds()
     for number, entry in enumerate(manifest.golden):
         sample = golden.read_sample(bundle, entry, number, clock)
         prepared = model.prepare(sample)
