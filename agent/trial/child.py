@@ -80,6 +80,7 @@ def measure(
     model = open_model(bundle, candidate, clock, prepared=ask.prepared, trace=ask.trace)
     model.warm_up()  # some providers compile at the first run
     loaded()
+    model.run_bounds()
     agreement, inputs = against_golden(bundle, model, candidate.variant, clock)
     inputs = inputs or noise_inputs(bundle, model, clock)
     cpu_agreement = None if ask.reference is None else _compare_raw(model, candidate, inputs, ask.reference)
@@ -125,8 +126,26 @@ def _time_share(model: Model) -> dict[str, float]:
     """Return the share of the runs' time by provider; empty for a session that is not traced."""
     from agent.trial.trace import read_trace
 
+<<<<<<< HEAD
     path = model.session.end_trace()
     return dict(read_trace(path).share_by_provider) if path else {}
+=======
+    manifest = bundle.manifest
+    tolerance, threshold = golden.tolerance_for(variant), golden.threshold_of(manifest.decoder)
+    total = 0.0
+    inputs: list[dict[str, Any]] = []
+    model.run_bounds()
+    for number, entry in enumerate(manifest.golden):
+        sample = golden.read_sample(bundle, entry, number, clock)
+        prepared = model.prepare(sample)
+        found = model.decode(model.infer(prepared), sample)
+        expected = golden.from_json(bundle.read_blob(entry.expected))
+        total += golden.agreement(expected, found, tolerance, threshold=threshold)
+        inputs += [prepared] if len(inputs) < MOST_INPUTS else []
+    if not inputs:
+        return None, [model.prepare(golden.blank_sample(manifest.input, clock))]
+    return total / len(manifest.golden), inputs
+>>>>>>> builder
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,11 @@ from agent.bundle.finding import find_bundle
 from agent.clock import SystemClock
 from agent.device.plan import Candidate
 from agent.inference.model import open_model
-from agent.trial.child import compare
+from agent.trial.comparison import against_golden
 bundle, found = open_bundle(find_bundle("parcels")), {}
 for variant in ("fp32", "int8"):
     model = open_model(bundle, Candidate("CPUExecutionProvider", "cpu", variant, 2))
-    found[variant] = compare(bundle, model, variant, SystemClock())[0]
+    found[variant] = against_golden(bundle, model, variant, SystemClock())[0]
 print(json.dumps(found))
 """
 
