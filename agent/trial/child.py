@@ -126,26 +126,8 @@ def _time_share(model: Model) -> dict[str, float]:
     """Return the share of the runs' time by provider; empty for a session that is not traced."""
     from agent.trial.trace import read_trace
 
-<<<<<<< HEAD
     path = model.session.end_trace()
     return dict(read_trace(path).share_by_provider) if path else {}
-=======
-    manifest = bundle.manifest
-    tolerance, threshold = golden.tolerance_for(variant), golden.threshold_of(manifest.decoder)
-    total = 0.0
-    inputs: list[dict[str, Any]] = []
-    model.run_bounds()
-    for number, entry in enumerate(manifest.golden):
-        sample = golden.read_sample(bundle, entry, number, clock)
-        prepared = model.prepare(sample)
-        found = model.decode(model.infer(prepared), sample)
-        expected = golden.from_json(bundle.read_blob(entry.expected))
-        total += golden.agreement(expected, found, tolerance, threshold=threshold)
-        inputs += [prepared] if len(inputs) < MOST_INPUTS else []
-    if not inputs:
-        return None, [model.prepare(golden.blank_sample(manifest.input, clock))]
-    return total / len(manifest.golden), inputs
->>>>>>> builder
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,9 @@ def transformer(kind: str = "bert", length: int = 16, width: int = 32, heads: in
         return initializers[-1].name
 
     def dense(x: str, rows: int, columns: int) -> str:
-        initializers.extend([weights(f"w{len(initializers)}", rows, columns), weights(f"b{len(initializers)}", columns)])
+        initializers.extend(
+            [weights(f"w{len(initializers)}", rows, columns), weights(f"b{len(initializers)}", columns)]
+        )
         return add("Add", [initializers[-1].name, add("MatMul", [x, initializers[-2].name])])
 
     def norm(x: str) -> str:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from agent.device.planning import candidates
 
 from agent import resources
 from agent.bundle.manifest import Manifest, VariantName
-from agent.device.planning import candidates
 from agent.device.profiles import load_profiles, select
 
 HERE = Path(__file__).parent
