@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from bundles.modelfile import read_model
-from bundles.quantize import static_int8
+from bundles.quantize import StaticQuantizer
 from bundles.repair import repair
 
 OPEN = """
@@ -44,7 +44,7 @@ def ultraface(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     random = np.random.default_rng(0)
     samples = [{"input": random.normal(0, 0.5, (1, 3, 240, 320)).astype(np.float32)} for _ in range(3)]
     onnx.save(model, folder / "fp32.onnx")
-    onnx.save(static_int8(model, samples), folder / "int8.onnx")
+    onnx.save(StaticQuantizer(model, samples).quantize(), folder / "int8.onnx")
     np.save(folder / "input.npy", samples[0]["input"])
     return folder
 
