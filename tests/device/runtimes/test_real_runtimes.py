@@ -165,7 +165,9 @@ def test_openvinos_virtual_npus_are_listed_and_cannot_be_used(
         + """
 runtime = open_runtime(f"plugin:{sys.argv[1]}")
 npu = Candidate("OpenVINOExecutionProvider", "npu", "fp32", 1, runtime=f"plugin:{sys.argv[1]}")
+classic = Candidate("OpenVINOExecutionProvider", "npu", "fp32", 1, (("precision", "FP16"),), (), npu.runtime)
 answer = {
+    "classic": refusal(lambda: open_session(Path(sys.argv[2]) / "fp32.onnx", classic)),
     "devices": [(each.provider, each.device_type, dict(each.metadata)) for each in runtime.devices()],
     "refusal": refusal(lambda: open_session(Path(sys.argv[2]) / "fp32.onnx", npu)),
 }
@@ -176,3 +178,4 @@ answer = {
     assert all(metadata["is_virtual"] == "1" for _, _, metadata in found["devices"])
     assert not any("library_path" in metadata for _, _, metadata in found["devices"])
     assert "compiler" in found["refusal"]
+    assert "has no option precision, and would ignore it" in found["classic"]
