@@ -7,7 +7,7 @@ and a refusal for each that needs no trial. It measures nothing and reads nothin
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import product
 from typing import Literal
 
@@ -51,16 +51,20 @@ def candidates(
             if why is None:
                 found.setdefault(candidate)
             else:
-                refused.setdefault(_without_threads(candidate), Outcome(candidate, refusal=why[1], cause=why[0]))
+                refused.setdefault(_group(candidate, why), Outcome(candidate, refusal=why[1], cause=why[0]))
     if not any(candidate.is_plain_cpu for candidate in found):
         found |= dict.fromkeys(_plain_cpu(facts, manifest, present, cores))
     return list(found), list(refused.values())
 
 
 def reference(found: Iterable[Candidate]) -> Candidate | None:
-    """Return what the others are compared with: the plain CPU with fp32, else with its first variant."""
-    plain = sorted((each for each in found if each.is_plain_cpu), key=lambda each: each.runtime != BUILT_IN)
-    return next((each for each in plain if each.variant == "fp32"), plain[0] if plain else None)
+    """Return what the others are compared with: the plain CPU with fp32 and the fewest threads; without fp32, any variant."""
+    plain = (each for each in found if each.is_plain_cpu)
+    return min(
+        plain,
+        key=lambda each: (each.runtime != BUILT_IN, each.variant != "fp32", each.threads, astuple(each)),
+        default=None,
+    )
 
 
 def is_requested(candidate: Candidate, demand: Demand) -> bool:
@@ -151,6 +155,7 @@ def _lack(manifest: Manifest, variant: str, present: Collection[str] | None) -> 
     return "lacking", f"the builder left {variant} out: {why}" if why else f"the bundle has no {variant} variant"
 
 
-def _without_threads(candidate: Candidate) -> tuple[object, ...]:
-    """Return what tells refusals apart: one line a provider, device type, runtime and variant is enough."""
-    return candidate.provider, candidate.device_type, candidate.runtime, candidate.variant
+def _group(candidate: Candidate, why: _Why) -> tuple[object, ...]:
+    """Return what tells refusals apart: one line a device is enough, and one a variant where that is what lacks."""
+    variant = candidate.variant if why[0] == "lacking" else ""
+    return candidate.provider, candidate.device_type, candidate.runtime, variant

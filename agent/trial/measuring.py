@@ -168,11 +168,12 @@ class Measuring:
     def _drop(
         self, passed: Sequence[Outcome], staying: Sequence[Candidate], kept: Candidate | None, number: int
     ) -> list[Candidate]:
-        """Note who does not stay, and return who does, with the reference."""
-        for outcome in passed:
-            if outcome.candidate not in staying and outcome.candidate != kept:
-                self.dropped_in[outcome.candidate] = number
-        return [each.candidate for each in passed if each.candidate in staying or each.candidate == kept]
+        """Note who does not stay, and return who is measured on: they and the reference, even where it is not among them."""
+        left = [each.candidate for each in passed if each.candidate not in staying]
+        self.dropped_in |= dict.fromkeys(left, number)
+        for candidate in staying:
+            self.dropped_in.pop(candidate, None)  # a reference that came back
+        return [*staying, *(candidate for candidate in left if candidate == kept)]
 
     def _turns(self, candidates: Sequence[Candidate], turns: int, reserved_share: float) -> None:
         """Measure all of them, again and again; how long each runs depends on what is left of the budget."""
@@ -180,7 +181,7 @@ class Measuring:
         for candidate in list(candidates) * turns:
             if self._is_over(reserved_share):
                 return
-            if self._passes(candidate):
+            if candidate not in self.trials or self._passes(candidate):
                 seconds = self.budget.left_s(reserved_share) / left - STARTING_S
                 self._trial(candidate, runs=FINAL_RUNS, seconds=max(LEAST_FINAL_S, min(FINAL_S, seconds)))
             left -= 1
