@@ -87,6 +87,12 @@ def is_asked_for(candidate: Candidate, run_on: str) -> bool:
 
 
 def in_order(plan: Plan, run_on: str) -> tuple[Candidate, ...]:
-    """Return what may run the bundle: the choice, then the rest as the plan ranks them, what was asked for before the others."""
+    """Return what may run the bundle: the choice, then the rest as the plan ranks them, what was asked for before the others.
+
+    Where nothing was, the plain CPU comes last: an accelerator that is worse was refused for it, but one that successive
+    halving left behind is ranked after those that it measured to the end.
+    """
     rest = [each for each in plan.ranked if each != plan.chosen]
+    if run_on == "auto":
+        return plan.chosen, *sorted(rest, key=lambda each: each.is_plain_cpu)
     return plan.chosen, *sorted(rest, key=lambda each: not is_asked_for(each, run_on))
