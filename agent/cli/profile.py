@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agent.device.profile import Limits, Profile
-from agent.errors import ConfigurationError, OperatorError
+from agent.errors import ConfigurationError
 
 app = typer.Typer(help="The kinds of device that Holdfast knows, and which one this is.", no_args_is_help=True)
 
@@ -133,8 +133,6 @@ def load(folder: Path | None) -> list[Profile]:
     from agent import resources
     from agent.device.profiles import load_profiles
 
-    if folder is not None and not folder.is_dir():
-        raise OperatorError("there is no such folder", where=str(folder), hint="name a folder of *.yaml files")
     return load_profiles([resources.device_profiles(), *([folder] if folder else [])])
 
 

@@ -60,10 +60,13 @@ def load_profiles(folders: Iterable[Path]) -> list[Profile]:
 
     Raises:
         ConfigurationError: with every problem of every file, each with file:line:column and key.
+        OperatorError: a folder does not exist.
     """
     profiles: dict[str, Profile] = {}
     problems: list[Problem] = []
     for folder in folders:
+        if not folder.is_dir():
+            raise OperatorError("there is no such folder", where=str(folder), hint="name a folder of *.yaml files")
         for path in sorted(folder.glob("*.yaml")):
             try:
                 profile = load_profile(path)

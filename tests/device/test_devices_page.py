@@ -107,7 +107,7 @@ def test_the_example_is_a_profile_that_wins(tmp_path, shipped, known_facts):
     mine = load_profile(tmp_path / f"{name}.yaml")
 
     assert check([*shipped, mine]) == []
-    assert select(known_facts("qualcomm-rb3gen2"), [*shipped, mine]).profile.name == f"aarch64-dotprod+{name}"
+    assert select(known_facts("qualcomm-rb3gen2-qnn"), [*shipped, mine]).profile.name == f"aarch64-dotprod+{name}"
 
 
 def test_every_provider_is_in_the_table_of_what_was_verified():
