@@ -6,11 +6,14 @@ table in `providers` says what they can drive. Whether they do on this machine, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnxruntime
 
 from agent.device.facts import BUILT_IN, EpDevice
+from agent.device.plan import Candidate
 from agent.device.runtimes import ortdevices
-from agent.device.runtimes.ortsession import Selection, open_session
+from agent.device.runtimes.ortsession import open_session
 from agent.device.runtimes.providers import CPU_PROVIDER, NO_PROVIDERS, known_devices
 from agent.device.runtimes.runtime import Opening, RuntimeSession
 
@@ -41,15 +44,19 @@ class BuiltInRuntime:
         return ortdevices.in_order([*listed, *legacy])
 
     def open(self, opening: Opening) -> RuntimeSession:
-        return open_session(opening, self._select(opening))
+        return open_session(opening, self._devices_for(opening.candidate))
 
-    def _select(self, opening: Opening) -> Selection:
-        candidate = opening.candidate
+    def _devices_for(self, candidate: Candidate) -> list[Any]:
+        """Return the devices for a candidate; none where it is selected by its provider's name.
+
+        Raises:
+            CandidateError: there is no such provider or device here.
+        """
         available = onnxruntime.get_available_providers()
         devices = ortdevices.ep_devices()
         matching = ortdevices.matching(devices, candidate)
         if matching and (candidate.provider not in available or not candidate.is_plain_cpu):
-            return Selection(devices=tuple(matching))
+            return matching
         if candidate.provider in available and candidate.device_type in known_devices(candidate.provider):
-            return Selection()
+            return []
         raise ortdevices.unavailable(candidate, devices, available)
