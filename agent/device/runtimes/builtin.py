@@ -6,6 +6,7 @@ table in `providers` says what they can drive. Whether they do on this machine, 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -30,7 +31,7 @@ class BuiltInRuntime:
         """Return the devices of its providers; of another wheel in a folder, those that the built-in one has not."""
         listed = [
             ortdevices.describe(device, runtime=self._id, library_version=self._library_version)
-            for device in ortdevices.ep_devices()
+            for device in _own_devices()
         ]
         names = {device.provider for device in listed} | NO_PROVIDERS
         if self._id != BUILT_IN:  # the plain CPU provider is the built-in runtime's, once for the device
@@ -53,10 +54,23 @@ class BuiltInRuntime:
             CandidateError: there is no such provider or device here.
         """
         available = onnxruntime.get_available_providers()
-        devices = ortdevices.ep_devices()
+        devices = _own_devices()
         matching = ortdevices.matching(devices, candidate)
         if matching and (candidate.provider not in available or not candidate.is_plain_cpu):
             return matching
         if candidate.provider in available and candidate.device_type in known_devices(candidate.provider):
             return []
         raise ortdevices.unavailable(candidate, devices, available)
+
+
+def _own_devices() -> list[Any]:
+    """Return the listed devices without those of plugins that were registered in this process: they are no part of it.
+
+    A wheel may bring its CUDA provider as a plugin that it registers by itself; that library lies inside the package.
+    """
+    package = Path(onnxruntime.__file__).parent
+    return [
+        device
+        for device in ortdevices.ep_devices()
+        if Path(device.ep_metadata.get("library_path", package)).is_relative_to(package)
+    ]

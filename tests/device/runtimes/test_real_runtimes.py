@@ -122,6 +122,7 @@ answer = {
     "found": find_runtimes(),
     "version": runtime.version,
     "devices": [(each.provider, each.library_version) for each in runtime.devices()],
+    "built-in": [each.provider for each in open_runtime("built-in").devices()],
     "nodes": [dict(session.nodes) for session in sessions],
     "was_prepared": [session.was_prepared for session in sessions],
     "outputs": [run(session, inputs) for session in sessions],
@@ -137,6 +138,7 @@ answer = {
     assert "plugin:onnxruntime_qnn" in found["found"]
     assert found["devices"] == [["QNNExecutionProvider", found["version"]]]
     assert found["version"] >= "2."
+    assert found["built-in"] == ["CPUExecutionProvider"], "one process holds both: each has its own"
     assert set(found["nodes"][0]) == {"QNNExecutionProvider"}
     assert found["nodes"][0]["QNNExecutionProvider"] > 300
     assert found["nodes"][1] == found["nodes"][0], "an EPContext model has one node left; the record is of the whole"
