@@ -38,7 +38,7 @@ class BuiltInRuntime:
             listed = [device for device in listed if device.provider != CPU_PROVIDER]
         legacy = [
             EpDevice(provider=name, device_type=kind, runtime=self._id, library_version=self._library_version)
-            for name in onnxruntime.get_available_providers()
+            for name in ortdevices.built_in_providers()
             if name not in names
             for kind in known_devices(name)
         ]
@@ -53,7 +53,7 @@ class BuiltInRuntime:
         Raises:
             CandidateError: there is no such provider or device here.
         """
-        available = onnxruntime.get_available_providers()
+        available = ortdevices.built_in_providers()
         devices = _own_devices()
         matching = ortdevices.matching(devices, candidate)
         if matching and (candidate.provider not in available or not candidate.is_plain_cpu):

@@ -84,7 +84,8 @@ def open_plugin(location: str, runtime_id: str) -> PluginRuntime:
 
 def _register(name: str, library: Path) -> None:
     try:
-        onnxruntime.register_execution_provider_library(name, str(library))
+        with ortdevices.registering():
+            onnxruntime.register_execution_provider_library(name, str(library))
     except AttributeError as error:
         raise CandidateError(
             f"ONNX Runtime {onnxruntime.__version__} takes no plugins", where=str(library), hint="install 1.24 or newer"
