@@ -20,7 +20,7 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """The files and folders of one device's state. Only `plans` and `tried` may be deleted at any time."""
+    """The files and folders of one device's state. Only `plans`, `prepared` and `tried` may be deleted at any time."""
 
     root: Path
 
@@ -38,6 +38,11 @@ class StatePaths:
     def plans(self) -> Path:
         """Measured plans, one JSON file a key."""
         return self.root / "plans"
+
+    @property
+    def prepared(self) -> Path:
+        """What candidates compiled or optimised: `<plan's key>/<candidate's prepared_name>/`."""
+        return self.root / "prepared"
 
     @property
     def tried(self) -> Path:

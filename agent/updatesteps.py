@@ -17,7 +17,7 @@ from agent import RELEASED_ON
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import open_bundle
 from agent.clock import Clock
-from agent.device.planning import p99_limit_ms
+from agent.device.judging import p99_limit_ms
 from agent.errors import (
     BundleError,
     HoldfastError,
@@ -141,8 +141,8 @@ class UpdateSteps:
         manifest = self._sound_manifest(slot)
         for pipeline in with_overrides(self._pipelines[model], slot.pipelines):
             check_kind(pipeline, manifest)
-        self._preparer.prepare(wanted, stop, lambda _: None)
-        limits = self._preparer.device(stop)[1].limits
+        prepared = self._preparer.prepare(wanted, stop, lambda _: None)
+        limits = self._preparer.device(stop)[1].limits_for(prepared.plan.chosen.provider)
         return Tried(
             model,
             slot.digest,

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from agent.bundle.manifest import Manifest
+from agent.device.candidates import candidates, resolve_threads
+from agent.device.choosing import choose, still_holds
 from agent.device.facts import Cpu, EpDevice, Facts
+from agent.device.judging import required_agreement
 from agent.device.plan import Candidate, Measurement, Outcome
-from agent.device.planning import candidates, choose, required_agreement, resolve_threads, still_holds
 from agent.device.profile import Profile
 from agent.errors import CandidateError
 

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from bundles.modelfile import read_model
-from bundles.quantize import static_int8
+from bundles.quantize import StaticQuantizer
 from bundles.repair import repair
 
 OPEN = """
@@ -44,7 +44,7 @@ def ultraface(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     random = np.random.default_rng(0)
     samples = [{"input": random.normal(0, 0.5, (1, 3, 240, 320)).astype(np.float32)} for _ in range(3)]
     onnx.save(model, folder / "fp32.onnx")
-    onnx.save(static_int8(model, samples), folder / "int8.onnx")
+    onnx.save(StaticQuantizer(model, samples).quantize(), folder / "int8.onnx")
     np.save(folder / "input.npy", samples[0]["input"])
     return folder
 
@@ -165,7 +165,9 @@ def test_openvinos_virtual_npus_are_listed_and_cannot_be_used(
         + """
 runtime = open_runtime(f"plugin:{sys.argv[1]}")
 npu = Candidate("OpenVINOExecutionProvider", "npu", "fp32", 1, runtime=f"plugin:{sys.argv[1]}")
+classic = Candidate("OpenVINOExecutionProvider", "npu", "fp32", 1, (("precision", "FP16"),), (), npu.runtime)
 answer = {
+    "classic": refusal(lambda: open_session(Path(sys.argv[2]) / "fp32.onnx", classic)),
     "devices": [(each.provider, each.device_type, dict(each.metadata)) for each in runtime.devices()],
     "refusal": refusal(lambda: open_session(Path(sys.argv[2]) / "fp32.onnx", npu)),
 }
@@ -176,3 +178,4 @@ answer = {
     assert all(metadata["is_virtual"] == "1" for _, _, metadata in found["devices"])
     assert not any("library_path" in metadata for _, _, metadata in found["devices"])
     assert "compiler" in found["refusal"]
+    assert "has no option precision, and would ignore it" in found["classic"]
