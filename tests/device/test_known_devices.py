@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from agent.device.planning import candidates
+from agent.device.candidates import candidates
 
 from agent import resources
 from agent.bundle.manifest import Manifest, VariantName
