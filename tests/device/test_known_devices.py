@@ -43,12 +43,12 @@ EXPECTED = {
     "graviton3": ("aarch64-i8mm", "CPU int8"),
     "cortex-a53": ("aarch64-plain", "CPU int8"),
     "intel-core-ultra": ("x86-64-avx2", "CPU fp32-fused"),
-    "jetson-orin-nano": ("aarch64-dotprod", "CPU int8"),
     "nvidia-desktop": ("x86-64-avx2", "CPU fp32-fused"),
-    "qualcomm-rb3gen2": ("aarch64-dotprod", "CPU int8"),
-    "qualcomm-rb5": ("aarch64-dotprod", "CPU int8"),
     "ryzen-ai": ("x86-64-amd", "CPU fp32-fused"),
     "virtual-machine": ("x86-64-avx2", "CPU fp32-fused"),
+    "jetson-orin-nano": ("aarch64-dotprod", "CPU int8"),
+    "qualcomm-rb3gen2": ("aarch64-dotprod", "CPU int8"),
+    "qualcomm-rb5": ("aarch64-dotprod", "CPU int8"),
     "riscv": ("safe-default", "CPU fp32-fused"),
 }
 """The profile, and the first candidate for a bundle that has every variant; None where a device cannot be used."""
