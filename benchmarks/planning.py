@@ -48,7 +48,9 @@ def _lines_of(name: str, bundle: Bundle, parts: Parts) -> Iterator[Line]:
     store = PlanStore(folder)
     plan = make_plan(bundle, facts, profile, store, SystemClock(), again=True)
     assert plan is not None
-    allowed = {outcome.candidate for outcome in plan.outcomes if judge(outcome, profile, bundle.manifest).refusal is None}
+    allowed = {
+        outcome.candidate for outcome in plan.outcomes if judge(outcome, profile, bundle.manifest).refusal is None
+    }
     wanted = [candidate for candidate in candidates(facts, profile, bundle.manifest)[0] if candidate in allowed]
     parts.say(f"exhaustive search over {len(wanted)} candidates of {name}")
     runs = QUICK_RUNS if parts.is_quick else RUNS

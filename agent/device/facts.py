@@ -62,11 +62,6 @@ class EpDevice:
         """Whether it is ONNX Runtime's own CPU provider, which is always there and accelerates nothing."""
         return self.provider == "CPUExecutionProvider"
 
-    @property
-    def label(self) -> str:
-        """A short name for texts, such as `OpenVINO npu`."""
-        return f"{self.provider.removesuffix('ExecutionProvider')} {self.device_type}"
-
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:

@@ -159,8 +159,19 @@ def _with_runtime(facts: Facts, runtime: str, answer: Answer) -> Facts:
     if not devices:
         reason = next((text for part, text in NO_DEVICE_HERE.items() if part in runtime), "its driver may be missing")
         return _with_finding(facts, runtime, f"it is registered and offers no device here: {reason}")
-    own = (replace(device, runtime=runtime, unusable=None) for device in devices)
-    return replace(facts, ep_devices=(*facts.ep_devices, *own))
+    own = tuple(replace(device, runtime=runtime, unusable=None) for device in devices)
+    return replace(facts, ep_devices=(*_not_replaced(facts.ep_devices, own), *own))
+
+
+def _not_replaced(devices: Iterable[EpDevice], newer: Sequence[EpDevice]) -> Iterable[EpDevice]:
+    """Leave out what a newer device stands in for: a slower processor of the simulator, say (metadata `replaces`: a runtime)."""
+    replaced = {
+        (value, device.provider, device.device_type)
+        for device in newer
+        for name, value in device.metadata
+        if name == "replaces"
+    }
+    return (device for device in devices if (device.runtime, device.provider, device.device_type) not in replaced)
 
 
 def _with_finding(facts: Facts, probe: str, text: str) -> Facts:

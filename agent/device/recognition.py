@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from agent import resources
 from agent.device.facts import BUILT_IN, Facts, Finding
@@ -22,6 +23,7 @@ def recognise(
     named: Sequence[str] = (),
     profile: str | None = None,
     *,
+    profiles: Path | None = None,
     tried: Tried | None = None,
     stop: threading.Event | None = None,
 ) -> tuple[Facts, Selection]:
@@ -30,19 +32,20 @@ def recognise(
     Args:
         named: The operator's `device.runtimes`. One that is not there is a finding: what else is there still runs.
         profile: The operator's `device.profile`.
+        profiles: The operator's `device.profiles`, a folder.
         tried: What worked at an earlier start.
         stop: Ends it within a tenth of a second, with facts as far as they came.
 
     Raises:
         HoldfastError: no profile has that name, or the profiles do not fit together.
     """
-    profiles = load_profiles([resources.device_profiles()])
+    known = load_profiles([resources.device_profiles(), *([profiles] if profiles else [])])
     facts = look(named, tried=tried, stop=stop)
-    selection = select(facts, profiles, profile)
+    selection = select(facts, known, profile)
     more = [runtime for runtime in selection.profile.runtimes if runtime not in named]
     if more and not (stop and stop.is_set()):
         facts = look((*named, *more), tried=tried, stop=stop)
-        selection = select(facts, profiles, profile)
+        selection = select(facts, known, profile)
     return facts, selection
 
 

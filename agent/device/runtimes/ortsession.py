@@ -22,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from agent.bundle.manifest import TensorSpec
 from agent.device.plan import Candidate
 from agent.device.runtimes.prepared import AS_IT_IS, Variation, open_or_make
-from agent.device.runtimes.providers import OWN_THREADS, provider_of
+from agent.device.runtimes.providers import OWN_THREADS, options_for, provider_of, unknown_options
 from agent.device.runtimes.runtime import Assignment, Opening
 from agent.errors import BundleError, CandidateError
 
@@ -162,9 +162,9 @@ def _choose_provider(
     candidate: Candidate, selection: Selection, variation: Variation, options: onnxruntime.SessionOptions
 ) -> dict[str, Any]:
     """Return the arguments that select a provider by its name, or put its devices into `options`."""
-    provider_options = _provider_options(candidate, selection) | dict(variation.provider_options)
+    provider_options = options_for(candidate) | dict(variation.provider_options)
     if not selection.devices:
-        return {"providers": [(candidate.provider, provider_options)]}
+        return {"providers": [(candidate.provider, provider_options), *_assistants(candidate)]}
     try:
         options.add_provider_for_devices(list(selection.devices), provider_options)
     except ORT_ERRORS as error:
@@ -172,24 +172,22 @@ def _choose_provider(
     return {}
 
 
-def _provider_options(candidate: Candidate, selection: Selection) -> dict[str, str]:
-    """Return the candidate's options with what selects its device and, for a provider with its own pool, its threads."""
-    chosen = provider_of(candidate.provider).selecting(candidate.device_type, dict(candidate.options))
-    if selection.devices and "device_type" not in dict(candidate.options):
-        chosen.pop("device_type", None)  # OpenVINO's plugin is given a device in place of this
-    if candidate.provider in OWN_THREADS:
-        chosen.setdefault("intra_op_num_threads", str(candidate.threads))
-    return chosen
+def _assistants(candidate: Candidate) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers that take what the candidate's leaves; none where it must run everything."""
+    if dict(candidate.session_options).get("session.disable_cpu_ep_fallback") == "1":
+        return []
+    available = onnxruntime.get_available_providers()
+    helpers = provider_of(candidate.provider, candidate.runtime).assisted_by
+    return [(helper, {}) for helper in helpers if helper in available]
 
 
 def _check_options(candidate: Candidate) -> None:
     """Refuse options that the provider would pass over in silence: a typing error must not look like a measurement."""
-    known = provider_of(candidate.provider).known_options
-    unknown = [name for name, _ in candidate.options if known is not None and name not in known]
-    if unknown:
+    if unknown := unknown_options(candidate):
+        row = provider_of(candidate.provider, candidate.runtime)
         raise CandidateError(
             f"{candidate.provider} has no option {', '.join(unknown)}, and would ignore it",
-            hint=f"it has: {', '.join(sorted(known or ())) or 'none'} ({provider_of(candidate.provider).document})",
+            hint=f"it has: {', '.join(sorted(row.known_options or ())) or 'none'} ({row.document})",
         )
 
 

@@ -92,7 +92,7 @@ def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT]) -> Se
         BundleError: the model is none.
         CandidateError: the provider cannot run it, prepared or not.
     """
-    provider = provider_of(candidate.provider)
+    provider = provider_of(candidate.provider, candidate.runtime)
     if provider.keeps == "nothing":
         return make(AS_IT_IS)
     index = read_whole(folder)

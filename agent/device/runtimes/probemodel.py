@@ -30,7 +30,7 @@ def kernel() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 def given() -> NDArray[np.float32]:
     """Return the input, (1, 3, 8, 8): a ramp from 1/64 to 1, one more in each further channel."""
-    ramp = np.arange(1, 65, dtype=np.float32).reshape(8, 8) / 64
+    ramp = np.arange(1, 65, dtype=np.float32).reshape(8, 8) / np.float32(64)
     return np.stack([ramp, ramp + 1, ramp + 2])[np.newaxis]
 
 
