@@ -87,7 +87,7 @@ _Why = tuple[Cause, str]
 def _of_spec(facts: Facts, spec: CandidateSpec, cores: int, demand: Demand) -> Iterator[tuple[Candidate, _Why | None]]:
     """Yield the candidates of each runtime that offers the provider, with why they cannot be tried."""
     devices = [
-        each for each in facts.ep_devices if (each.provider, each.device_type) == (spec.provider, spec.device_type)
+        each for each in facts.devices_here if (each.provider, each.device_type) == (spec.provider, spec.device_type)
     ]
     if not devices:
         yield from ((each, _absence(facts, spec)) for each in _expand(spec, cores, demand, BUILT_IN))
@@ -132,7 +132,7 @@ def _plain_cpu(facts: Facts, manifest: Manifest, present: Collection[str] | None
 
 
 def _absence(facts: Facts, spec: CandidateSpec) -> _Why:
-    devices = {(device.provider, device.device_type) for device in facts.ep_devices}
+    devices = {(device.provider, device.device_type) for device in facts.devices_here}
     offered = ", ".join(f"{provider} ({kind})" for provider, kind in sorted(devices)) or "nothing"
     listed = next((each for each in facts.accelerators if each.provider == spec.provider), None)
     text = f"no {spec.device_type} device of {spec.provider} here; this device offers {offered}"

@@ -199,14 +199,14 @@ def _try_first(profile: Profile) -> tuple[int, str]:
 
 def _unprofiled(facts: Facts, profiles: Sequence[Profile]) -> tuple[str, ...]:
     known = {candidate.provider for profile in profiles for candidate in profile.candidates}
-    offered = {device.provider for device in facts.ep_devices}
+    offered = {device.provider for device in facts.devices_here}
     return tuple(sorted(offered - known - {PLAIN_CPU}))
 
 
 def _why_not(profile: Profile, facts: Facts) -> str | None:
     """Return why the profile does not hold here; None where it does."""
     provider = profile.accelerator
-    if provider is None or any(device.provider == provider for device in facts.ep_devices):
+    if provider is None or any(device.provider == provider for device in facts.devices_here):
         return mismatch(profile.match, facts)
     text = f"no device of {provider}"
     listed = next((each for each in facts.accelerators if each.provider == provider), None)

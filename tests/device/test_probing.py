@@ -222,7 +222,7 @@ def test_stop_ends_the_probe_and_leaves_no_child(pretend, asked, question):
 def test_core_side_never_imports_native_code():
     """Core must stay alive when ONNX Runtime or OpenCV crash, so it may not load them, by whatever way."""
     code = (
-        "import sys, agent.preparation, agent.device.probing, agent.device.profiles, agent.device.planning, "
+        "import sys, agent.preparation, agent.device.probing, agent.device.profiles, agent.device.candidates, agent.device.choosing, agent.device.judging, "
         "agent.device.planstore, agent.device.absence, agent.trial.planner, agent.trial.running\n"
         "from agent.device.runtimes.catalogue import find_runtimes; find_runtimes()\n"
         "print([name for name in ('onnxruntime', 'cv2', 'numpy') if name in sys.modules])"
