@@ -33,6 +33,9 @@ FP32_AGREEMENT = 0.99
 QUANTIZED_AGREEMENT = 0.9
 """The builder gated the variant by its task metric. What a trial must catch is a device whose arithmetic breaks it:
 saturating int8, a provider that computes in its own precision. That costs far more than a tenth of the objects."""
+FIXED_SHAPES_ONLY = frozenset({"QNNExecutionProvider", "NnapiExecutionProvider", "RknpuExecutionProvider"})
+"""ONNX Runtime's documentation of each: "QNN Execution Provider" (no dynamic shapes), "NNAPI Execution Provider" (the
+model's inputs must have fixed shapes), "RKNPU Execution Provider" (the NPU's compiler takes none)."""
 MOST_NODES = 0.5
 """A candidate with less than this share of the graph on its own provider is not what it claims to be."""
 
@@ -49,7 +52,7 @@ def candidates(
     for spec in profile.candidates:
         absent = _absence(facts, spec)
         for candidate in _expand(spec, usable_cores(facts.cpu)):
-            reason = absent or _lack(manifest, candidate.variant, present)
+            reason = absent or _lack(manifest, candidate.variant, present) or _misfit(manifest, candidate)
             if reason is None:
                 found.setdefault(candidate)
             elif not any(_same_but_threads(candidate, outcome.candidate) for outcome in refused):
@@ -102,6 +105,13 @@ def _lack(manifest: Manifest, variant: str, present: Collection[str] | None) -> 
         return None if is_here else f"{variant} is not on this device: its files were not fetched"
     why = next((refused.reason for refused in manifest.refused if refused.name == variant), None)
     return f"the builder left {variant} out: {why}" if why else f"the bundle has no {variant} variant"
+
+
+def _misfit(manifest: Manifest, candidate: Candidate) -> str | None:
+    variant = manifest.variant(candidate.variant)
+    if candidate.provider not in FIXED_SHAPES_ONLY or variant is None or variant.is_fixed:
+        return None
+    return f"{candidate.provider} compiles for fixed shapes, and the inputs of {candidate.variant} may vary"
 
 
 def _same_but_threads(first: Candidate, second: Candidate) -> bool:

@@ -43,14 +43,14 @@ class Tolerance:
 
 
 EXACT = Tolerance(iou=0.95, score=0.02, relative=0.01)
-"""For fp32 on any device: only the order of floating-point additions differs."""
+"""For fp32, fused or not, on any device: only the order of floating-point additions differs."""
 QUANTIZED = Tolerance(iou=0.5, score=0.1, relative=0.1)
 """For every other variant: the same objects, at COCO's loosest overlap; the share of them that is lost is gated."""
 
 
 def tolerance_for(variant: str) -> Tolerance:
     """Return the tolerance for a variant by its name in the manifest."""
-    return EXACT if variant == "fp32" else QUANTIZED
+    return EXACT if variant in {"fp32", "fp32-fused"} else QUANTIZED
 
 
 class _Document(BaseModel):

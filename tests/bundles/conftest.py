@@ -91,7 +91,9 @@ def transformer(kind: str = "bert", length: int = 16, width: int = 32, heads: in
         return initializers[-1].name
 
     def dense(x: str, rows: int, columns: int) -> str:
-        initializers.extend([weights(f"w{len(initializers)}", rows, columns), weights(f"b{len(initializers)}", columns)])
+        initializers.extend(
+            [weights(f"w{len(initializers)}", rows, columns), weights(f"b{len(initializers)}", columns)]
+        )
         return add("Add", [initializers[-1].name, add("MatMul", [x, initializers[-2].name])])
 
     def norm(x: str) -> str:
@@ -128,6 +130,33 @@ def transformer(kind: str = "bert", length: int = 16, width: int = 32, heads: in
     nodes.append(helper.make_node("Sigmoid" if kind == "bert" else "Softmax", [logits], ["y"], "/last"))
     shape = [1, length, 4] if kind == "bert" else [1, 3, 32, 32]
     return model(nodes, initializers, shape, [1, 1 if kind == "bert" else 4], "x", "y")
+
+
+def fragile(has_third: bool = True) -> onnx.ModelProto:
+    """Which of red, green and blue is strongest (classes 1 to 3), by three convolutions of 1 by 1.
+
+    Between the first two a channel of no use is a thousand times larger than the three that count. With one scale for the
+    tensor these vanish: both convolutions must stay in float, and the third, where there is one, need not.
+    """
+    before = np.concatenate([np.full((1, 3), 1000), np.eye(3)])
+    layers = {"before": before, "fragile": np.diag([0.001, 1, 1, 1]), "after": np.diag([0.1, 1, 1, 1])}
+    nodes, initializers, last = [], [], "x"
+    for name, matrix in layers.items() if has_third else list(layers.items())[:2]:
+        initializers.append(numpy_helper.from_array(matrix.astype(np.float32)[:, :, None, None], f"{name}.weight"))
+        nodes.append(helper.make_node("Conv", [last, f"{name}.weight"], [f"{name}.maps"], name))
+        nodes.append(helper.make_node("Relu", [f"{name}.maps"], [f"{name}.out"], f"{name}/relu"))
+        last = f"{name}.out"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [last], ["m"], "mean"),
+        helper.make_node("Flatten", ["m"], ["logits"], "flatten"),
+        helper.make_node("Softmax", ["logits"], ["y"], "softmax"),
+    ]
+    return model(nodes, initializers, [1, 3, 16, 16], [1, 4], "x", "y")
+
+
+@pytest.fixture
+def make_fragile() -> MakeModel:
+    return fragile
 
 
 @pytest.fixture
@@ -173,4 +202,18 @@ def pictures(tmp_path: Path) -> Path:
         rows, columns = np.mgrid[0:40, 0:60]
         pixels = np.stack([rows * (index + 1) * 3, columns * 4 + index * 20, (rows * columns) // (index + 1)], axis=-1)
         cv2.imwrite(str(folder / f"{index}.png"), (pixels % 256).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """Six plain pictures: red, green and blue, each bright and dark."""
+    import cv2
+
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    for index in range(6):
+        pixels = np.full((20, 20, 3), 20, np.uint8)
+        pixels[..., index % 3] = 250 - index * 20
+        cv2.imwrite(str(folder / f"{index}.png"), pixels)
     return folder

@@ -67,7 +67,7 @@ def test_int8_qnn_has_16_bit_activations_and_8_bit_weights(fp32):
     assert {each.data_type for each in zero_points(made)} == {TensorProto.UINT16}
     weights = {each.name: each for each in made.graph.initializer}
     assert weights["w_zero_point"].data_type == TensorProto.INT8
-    assert all(node.input[0] not in {"x"} for node in made.graph.node if node.op_type == "Conv"), "the input too"
+    assert all(node.input[0] != "x" for node in made.graph.node if node.op_type == "Conv"), "the input too"
 
 
 @pytest.mark.parametrize("name", ["int8", "int8-s8", "int8-qnn"])
