@@ -117,6 +117,25 @@ def test_variant_that_was_not_fetched_is_refused_before_any_trial():
     assert refused[0].refusal == "int8 is not on this device: its files were not fetched"
 
 
+@pytest.mark.parametrize("shape", [(1, 3, -1, -1), (1, 3, 8, 8)])
+def test_an_open_shape_is_not_offered_to_a_compiler_of_fixed_ones(shape):
+    """Qualcomm's takes minutes to say so."""
+    qnn = {"provider": "QNNExecutionProvider", "device_type": "npu", "variants": ["int8-qnn"]}
+    profile = Profile.model_validate({"name": "p", "description": "d", "candidates": [qnn]})
+    here = replace(FACTS, ep_devices=(*FACTS.ep_devices, EpDevice("QNNExecutionProvider", "npu")))
+    inputs = [{"name": "x", "dtype": "float32", "shape": shape}]
+
+    found, refused = candidates(here, profile, manifest({**variant("int8-qnn"), "inputs": inputs}))
+
+    if -1 in shape:
+        assert found == []
+        assert refused[0].refusal == (
+            "QNNExecutionProvider compiles for fixed shapes, and the inputs of int8-qnn may vary"
+        )
+    else:
+        assert found and refused == []
+
+
 def test_a_provider_that_is_not_here_is_refused_before_any_trial():
     """Nothing falls back in silence: the plan says what was asked for and what there is."""
     gpu = {"provider": "CUDAExecutionProvider", "device_type": "gpu", "variants": ["fp32"]}
