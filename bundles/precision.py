@@ -44,7 +44,7 @@ def fp16(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.Mo
     if not any(each.data_type == TensorProto.FLOAT for each in model.graph.initializer):
         raise CandidateError("fp16 covers float32 weights, and the model has none")
     try:
-        made = float16.convert_float_to_float16(
+        made: onnx.ModelProto = float16.convert_float_to_float16(
             copy.deepcopy(model),
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_KEPT_IN_FLOAT32],
@@ -56,7 +56,7 @@ def fp16(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.Mo
     OnnxModel.graph_topological_sort(
         made.graph, is_deterministic=True
     )  # the casts stand at the end, a runtime may refuse that
-    return _named(made)
+    return made
 
 
 def overflowing(model: onnx.ModelProto, samples: Sequence[Feeds]) -> frozenset[str]:
@@ -202,16 +202,6 @@ def _skip_float16_between_float32(graph: onnx.GraphProto) -> None:
         kept = [node for node in graph.node if target(node) != kind or node.output[0] in used]
         del graph.node[:]
         graph.node.extend(kept)
-
-
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give the casts that were put in names of their own, which old runtimes insist on."""
-    taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_fp16_{index}"
-        taken.add(node.name)
-    return model
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:
