@@ -18,6 +18,8 @@ WORTHWHILE = 0.10
 equally fast could not be told from noise."""
 FEWEST_COPIES = 3
 """One island in a graph costs a copy in and a copy out; more says that the graph goes to and fro."""
+FEWEST_NODES = 20
+"""A graph of less is done in microseconds, and has nothing to simplify."""
 IDLE = 0.30
 """Between nodes the profiler itself takes time: on small models a fifth of a run."""
 
@@ -158,7 +160,7 @@ def _quantizers(seen: _Seen) -> Symptom | None:
 def _elementwise(seen: _Seen) -> Symptom | None:
     """Half of the nodes, or a model has a few activations like every other."""
     count, share = seen.nodes(_ELEMENTWISE), seen.share(_ELEMENTWISE)
-    if count < seen.all_nodes / 2 or share < 2 * WORTHWHILE:
+    if seen.all_nodes < FEWEST_NODES or count < seen.all_nodes / 2 or share < 2 * WORTHWHILE:
         return None
     return Symptom(
         f"{count} of {seen.all_nodes} nodes are small elementwise operators and take {share:.0%} of the time",
@@ -168,7 +170,7 @@ def _elementwise(seen: _Seen) -> Symptom | None:
 
 def _idle(seen: _Seen) -> Symptom | None:
     share = 1 - seen.trace.nodes_ms / seen.trace.run_ms if seen.trace.run_ms else 0.0
-    if share < IDLE:
+    if share < IDLE or seen.all_nodes < FEWEST_NODES:
         return None
     return Symptom(
         f"{share:.0%} of a run passed between nodes: {seen.all_nodes} nodes of "

@@ -1,0 +1,221 @@
+"""What `holdfast bench` prints: speed, placement, a bar a candidate, the variants side by side, and a trace's operators.
+
+Each table fits 80 columns (a serial console); the reasons, which may be long, stand below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.cli.benchplot import Scale
+from agent.cli.benchreport import Report
+from agent.cli.plantable import placement
+from agent.device.plan import Measurement, Outcome
+from agent.log import printable
+from agent.trial.tracing import Traced
+from agent.trial.variants import VariantRow
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+BAR_WIDTH = 44
+MOST_OPERATORS = 12
+"""The rest of a graph's operator types rarely takes a tenth of the time together."""
+
+
+def print_report(report: Report) -> None:
+    """Print the comparison."""
+    console = _console()
+    _head(console, f"{report.bundle} on {report.device}", f"{report.rounds} rounds in turns, medians of the rounds")
+    console.print(_speed(report))
+    _head(console, "Loading and placement")
+    console.print(_placement(report))
+    _head(console, "p50 to p99", "ms" + (", logarithmic" if _scale(report).is_logarithmic else ""))
+    for line in bars(report):
+        console.print(line)
+    _head(console, "Variants", "speed by the best candidate of each, accuracy as the builder measured it")
+    console.print(_variants(report.variants))
+    for outcome in report.plan.outcomes:
+        if outcome.refusal:
+            _note(console, f"{report.names[outcome.candidate]} refused: {outcome.refusal}")
+    for row in report.variants:
+        if row.size_bytes is None:
+            _note(console, f"{row.name} {row.refusal}")
+    _say(console, "", report.plan.reason, report.verdict)
+
+
+def print_trace(traced: Traced, target: Path) -> None:
+    """Print where the time went, and what to do about it."""
+    console = _console()
+    trace = traced.trace
+    _head(
+        console, f"{traced.candidate.label}, traced",
+        f"{trace.runs} runs of {trace.run_ms:.2f} ms, {trace.nodes_ms:.2f} ms of it inside {len(trace.nodes)} nodes",
+    )  # fmt: skip
+    console.print(_operators(traced))
+    shares = ", ".join(f"{_short(name)} {share:.1%}" for name, share in trace.share_by_provider.items())
+    _say(console, "", f"By provider: {shares}.")
+    for symptom in traced.symptoms:
+        _say(console, f"• {symptom.text}", f"  → {symptom.cure}")
+    if not traced.symptoms:
+        _say(console, "Nothing in it asks for a cure.")
+    if traced.refusal:
+        _say(console, f"The trial ended early: {traced.refusal}")
+    _say(console, f"{target} opens in https://ui.perfetto.dev or chrome://tracing.")
+
+
+def bars(report: Report) -> list[Text]:
+    """Return a line for each measured candidate: its name, p50 as a point, and a line to p99."""
+    from rich.text import Text
+
+    scale, named = _scale(report), report.names
+    width = max(len(named[each.candidate]) for each in report.measured)
+    lines = []
+    for outcome in report.measured:
+        measured = outcome.measurement
+        assert measured is not None
+        start, end = (min(BAR_WIDTH - 1, int(scale.place(ms) * BAR_WIDTH)) for ms in (measured.p50_ms, measured.p99_ms))
+        bar = " " * start + "●" + "━" * (end - start)
+        text = f"{printable(named[outcome.candidate]).ljust(width)}  {bar.ljust(BAR_WIDTH)}  "
+        text += f"{measured.p50_ms:.2f}–{measured.p99_ms:.2f}"
+        lines.append(Text(text, style=_style(report, outcome), no_wrap=True, overflow="ellipsis"))
+    return lines
+
+
+def _scale(report: Report) -> Scale:
+    return Scale.of([each.measurement for each in report.measured if each.measurement is not None])
+
+
+def _speed(report: Report) -> Table:
+    table = _table("Candidate", "p50 ms", "p95 ms", "p99 ms", "runs/s", "CPU ms", "MiB", "Verdict")
+    for outcome in report.measured:
+        measured = outcome.measurement
+        assert measured is not None
+        cells = (
+            f"{measured.p50_ms:.2f}",
+            f"{measured.p95_ms:.2f}",
+            f"{measured.p99_ms:.2f}",
+            f"{runs_per_s(measured):.0f}",
+            f"{measured.cpu_ms_per_run:.2f}",
+            f"{measured.peak_rss_bytes / 2**20:.0f}",
+            _verdict(report, outcome),
+        )
+        _add(table, [report.names[outcome.candidate], *cells], _style(report, outcome))
+    return table
+
+
+def _placement(report: Report) -> Table:
+    table = _table("Candidate", "load ms", "compile ms", "golden", "nodes", "parts", "own time")
+    for outcome in report.measured:
+        measured, provider = outcome.measurement, outcome.candidate.provider
+        assert measured is not None
+        cells = (
+            f"{measured.load_ms:.0f}",
+            "–" if measured.compile_ms is None else f"{measured.compile_ms:.0f}",
+            "–" if measured.golden_agreement is None else f"{measured.golden_agreement:.3f}",
+            placement(measured, outcome.candidate),
+            str(sum(measured.partitions.values())) if measured.partitions else "–",
+            f"{measured.time_share.get(provider, 0.0):.0%}" if measured.time_share else "–",
+        )
+        _add(table, [report.names[outcome.candidate], *cells], _style(report, outcome))
+    return table
+
+
+def _variants(rows: Iterable[VariantRow]) -> Table:
+    table = _table("Variant", "MiB", "p99 ms", "× fp32", "golden", "task metric", "points lost")
+    for row in rows:
+        measured = row.best.measurement if row.best else None
+        agreement = measured.golden_agreement if measured else None
+        cells = (
+            "–" if row.size_bytes is None else f"{row.size_bytes / 2**20:.2f}",
+            "–" if measured is None else f"{measured.p99_ms:.2f}",
+            "–" if row.speed_up is None else f"{row.speed_up:.2f}",
+            "–" if agreement is None else f"{agreement:.3f}",
+            "–" if row.metric is None else f"{row.metric} {row.value:.3f}",
+            "–" if row.lost_points is None else f"{row.lost_points:+.1f}",
+        )
+        _add(table, [row.name, *cells], "dim" if row.refusal else "")
+    return table
+
+
+def _operators(traced: Traced) -> Table:
+    table = _table("Operator", "nodes", "ms a run", "%", "provider")
+    runs, shown = traced.trace.runs, traced.trace.operators[:MOST_OPERATORS]
+    for each in shown:
+        cells = [
+            each.operator,
+            str(each.nodes),
+            f"{each.total_ms / runs:.3f}",
+            f"{each.share:.1%}",
+            _short(each.provider),
+        ]
+        _add(table, cells, "")
+    if rest := traced.trace.operators[MOST_OPERATORS:]:
+        total_ms, share = sum(each.total_ms for each in rest) / runs, sum(each.share for each in rest)
+        cells = [f"{len(rest)} others", str(sum(each.nodes for each in rest)), f"{total_ms:.3f}", f"{share:.1%}", ""]
+        _add(table, cells, "dim")
+    return table
+
+
+def runs_per_s(measured: Measurement) -> float:
+    """Return the runs a second with the streams that were asked for, else one after another."""
+    return measured.runs_per_s if measured.runs_per_s is not None else 1000 / measured.mean_ms
+
+
+def _verdict(report: Report, outcome: Outcome) -> str:
+    if outcome.refusal is not None:
+        return "refused"
+    return "best" if outcome.candidate == report.plan.chosen else ""
+
+
+def _style(report: Report, outcome: Outcome) -> str:
+    if outcome.candidate == report.plan.chosen:
+        return "bold green"
+    return "dim" if outcome.refusal is not None else ""
+
+
+def _table(first: str, *others: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for header in others:
+        is_text = header in ("Verdict", "nodes", "provider", "task metric")
+        table.add_column(header, justify="left" if is_text and first != "Operator" else "right", overflow="fold")
+    return table
+
+
+def _add(table: Table, cells: Sequence[str], style: str) -> None:
+    from rich.markup import escape
+
+    table.add_row(*(escape(printable(cell)) for cell in cells), style=style)
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _head(console: Console, text: str, note: str = "") -> None:
+    from rich.text import Text
+
+    console.print()
+    console.print(Text.assemble((printable(text), "bold"), (f"  {note}" if note else "", "dim")))
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(printable(text), style="dim", markup=False)
+
+
+def _say(console: Console, *texts: str) -> None:
+    for text in texts:
+        console.print(printable(text), markup=False)
