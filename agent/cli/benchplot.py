@@ -78,6 +78,11 @@ class Scale:
         return [number * step for number in range(int(self.high_ms / step) + 1)]
 
 
+def ms(value: float) -> str:
+    """Return milliseconds with the digits that a measurement has."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
 def svg(report: Report) -> str:
     """Return the plot as the text of an SVG file."""
     rows, reasons = report.measured, report.unmeasured
@@ -106,10 +111,10 @@ def svg(report: Report) -> str:
 
 def _grid(scale: Scale, bottom: int) -> list[str]:
     lines = []
-    for ms in scale.ticks():
-        x = _LABELS + _AXIS * scale.place(ms)
+    for tick_ms in scale.ticks():
+        x = _LABELS + _AXIS * scale.place(tick_ms)
         lines.append(f'  <line class="grid" x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{bottom}"/>')
-        lines.append(_text(x, bottom + 16, f"{ms:g}", "quiet", "middle"))
+        lines.append(_text(x, bottom + 16, f"{tick_ms:g}", "quiet", "middle"))
     return lines
 
 
@@ -117,7 +122,9 @@ def _row(report: Report, outcome: Outcome, scale: Scale, top: int) -> str:
     measured = outcome.measurement
     assert measured is not None
     y = top + _ROW / 2
-    p50, p95, p99 = (_LABELS + _AXIS * scale.place(ms) for ms in (measured.p50_ms, measured.p95_ms, measured.p99_ms))
+    p50, p95, p99 = (
+        _LABELS + _AXIS * scale.place(each_ms) for each_ms in (measured.p50_ms, measured.p95_ms, measured.p99_ms)
+    )
     is_chosen = outcome.candidate == report.plan.chosen
     kind = "chosen" if is_chosen else "refused" if outcome.refusal else "passed"
     return "\n".join(
@@ -128,7 +135,7 @@ def _row(report: Report, outcome: Outcome, scale: Scale, top: int) -> str:
             f'    <line class="bar" x1="{p50:.1f}" y1="{y:.1f}" x2="{p99:.1f}" y2="{y:.1f}"/>',
             f'    <line class="tick" x1="{p95:.1f}" y1="{y - 8:.1f}" x2="{p95:.1f}" y2="{y + 8:.1f}"/>',
             f'    <circle class="point" cx="{p50:.1f}" cy="{y:.1f}" r="6"/>',
-            "  " + _text(_WIDTH - 16, y + 4, f"{measured.p50_ms:.2f}–{measured.p99_ms:.2f}", "", "end"),
+            "  " + _text(_WIDTH - 16, y + 4, f"{ms(measured.p50_ms)}–{ms(measured.p99_ms)}", "", "end"),
             "  </g>",
         ]
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.cli.benchplot import Scale
+from agent.cli.benchplot import Scale, ms
 from agent.cli.benchreport import Report
 from agent.cli.plantable import placement
 from agent.device.plan import Measurement, Outcome
@@ -37,7 +37,7 @@ def print_report(report: Report) -> None:
     _head(console, "p50 to p99", "ms" + (", logarithmic" if _scale(report).is_logarithmic else ""))
     for line in bars(report):
         console.print(line)
-    _head(console, "Variants", "speed by the best candidate of each, accuracy as the builder measured it")
+    _head(console, "Variants", "each by its best candidate; the task metric is the builder's")
     console.print(_variants(report.variants))
     for outcome in report.plan.outcomes:
         if outcome.refusal:
@@ -78,10 +78,12 @@ def bars(report: Report) -> list[Text]:
     for outcome in report.measured:
         measured = outcome.measurement
         assert measured is not None
-        start, end = (min(BAR_WIDTH - 1, int(scale.place(ms) * BAR_WIDTH)) for ms in (measured.p50_ms, measured.p99_ms))
+        start, end = (
+            min(BAR_WIDTH - 1, int(scale.place(each_ms) * BAR_WIDTH)) for each_ms in (measured.p50_ms, measured.p99_ms)
+        )
         bar = " " * start + "●" + "━" * (end - start)
         text = f"{printable(named[outcome.candidate]).ljust(width)}  {bar.ljust(BAR_WIDTH)}  "
-        text += f"{measured.p50_ms:.2f}–{measured.p99_ms:.2f}"
+        text += f"{ms(measured.p50_ms)}–{ms(measured.p99_ms)}"
         lines.append(Text(text, style=_style(report, outcome), no_wrap=True, overflow="ellipsis"))
     return lines
 
@@ -96,11 +98,11 @@ def _speed(report: Report) -> Table:
         measured = outcome.measurement
         assert measured is not None
         cells = (
-            f"{measured.p50_ms:.2f}",
-            f"{measured.p95_ms:.2f}",
-            f"{measured.p99_ms:.2f}",
+            ms(measured.p50_ms),
+            ms(measured.p95_ms),
+            ms(measured.p99_ms),
             f"{runs_per_s(measured):.0f}",
-            f"{measured.cpu_ms_per_run:.2f}",
+            ms(measured.cpu_ms_per_run),
             f"{measured.peak_rss_bytes / 2**20:.0f}",
             _verdict(report, outcome),
         )
@@ -126,13 +128,13 @@ def _placement(report: Report) -> Table:
 
 
 def _variants(rows: Iterable[VariantRow]) -> Table:
-    table = _table("Variant", "MiB", "p99 ms", "× fp32", "golden", "task metric", "points lost")
+    table = _table("Variant", "KiB", "p99 ms", "× fp32", "golden", "task metric", "points lost")
     for row in rows:
         measured = row.best.measurement if row.best else None
         agreement = measured.golden_agreement if measured else None
         cells = (
-            "–" if row.size_bytes is None else f"{row.size_bytes / 2**20:.2f}",
-            "–" if measured is None else f"{measured.p99_ms:.2f}",
+            "–" if row.size_bytes is None else f"{row.size_bytes / 1024:,.0f}",
+            "–" if measured is None else ms(measured.p99_ms),
             "–" if row.speed_up is None else f"{row.speed_up:.2f}",
             "–" if agreement is None else f"{agreement:.3f}",
             "–" if row.metric is None else f"{row.metric} {row.value:.3f}",
