@@ -18,8 +18,9 @@ from agent.log import printable
 LINEAR_UP_TO = 20.0
 """On a linear axis a candidate that is this much faster than the slowest is a dot of a few pixels at its left end."""
 
-_WIDTH, _LABELS, _NUMBERS, _ROW, _TOP = 860, 250, 120, 28, 64
-_AXIS = _WIDTH - _LABELS - _NUMBERS
+_AXIS, _NUMBERS, _ROW, _TOP = 490, 120, 28, 64
+_CHARACTER = 8
+"""Pixels that a bold letter takes at most on average; names decide how wide the plot is."""
 _LONGEST_REASON = 120
 _STYLE = """
     text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
@@ -87,21 +88,23 @@ def svg(report: Report) -> str:
     """Return the plot as the text of an SVG file."""
     rows, reasons = report.measured, report.unmeasured
     scale = Scale.of([each.measurement for each in rows if each.measurement is not None])
+    left = 28 + _CHARACTER * max((len(report.names[each.candidate]) for each in rows), default=20)
+    width = left + _AXIS + _NUMBERS
     bottom = _TOP + _ROW * len(rows)
     height = bottom + 44 + 18 * len(reasons)
     title = f"{report.bundle} on {report.device}"
     note = f"milliseconds a run{', logarithmic' if scale.is_logarithmic else ''}: ● p50, | p95, line to p99"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'role="img">',
         f"  <title>{_escaped(title)}</title>",
         f"  <desc>{_escaped(report.plan.reason)}</desc>",
         f"  <style>{_STYLE}\n  </style>",
-        f'  <rect class="ground" width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'  <rect class="ground" width="{width}" height="{height}" fill="#ffffff"/>',
         _text(16, 26, title, "title"),
         _text(16, 46, note, "quiet"),
-        *_grid(scale, bottom),
-        *(_row(report, each, scale, _TOP + _ROW * number) for number, each in enumerate(rows)),
+        *_grid(scale, left, bottom),
+        *(_row(report, each, scale, left, _TOP + _ROW * number) for number, each in enumerate(rows)),
     ]
     for number, each in enumerate(reasons):
         reason = f"{report.names[each.candidate]}: {_shortened(each.refusal or '')}"
@@ -109,21 +112,21 @@ def svg(report: Report) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _grid(scale: Scale, bottom: int) -> list[str]:
+def _grid(scale: Scale, left: int, bottom: int) -> list[str]:
     lines = []
     for tick_ms in scale.ticks():
-        x = _LABELS + _AXIS * scale.place(tick_ms)
+        x = left + _AXIS * scale.place(tick_ms)
         lines.append(f'  <line class="grid" x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{bottom}"/>')
         lines.append(_text(x, bottom + 16, f"{tick_ms:g}", "quiet", "middle"))
     return lines
 
 
-def _row(report: Report, outcome: Outcome, scale: Scale, top: int) -> str:
+def _row(report: Report, outcome: Outcome, scale: Scale, left: int, top: int) -> str:
     measured = outcome.measurement
     assert measured is not None
     y = top + _ROW / 2
     p50, p95, p99 = (
-        _LABELS + _AXIS * scale.place(each_ms) for each_ms in (measured.p50_ms, measured.p95_ms, measured.p99_ms)
+        left + _AXIS * scale.place(each_ms) for each_ms in (measured.p50_ms, measured.p95_ms, measured.p99_ms)
     )
     is_chosen = outcome.candidate == report.plan.chosen
     kind = "chosen" if is_chosen else "refused" if outcome.refusal else "passed"
@@ -131,11 +134,12 @@ def _row(report: Report, outcome: Outcome, scale: Scale, top: int) -> str:
         [
             f'  <g class="{kind}">',
             f"    <title>{_escaped(outcome.refusal or kind)}</title>",
-            "  " + _text(_LABELS - 12, y + 4, report.names[outcome.candidate], "", "end"),
+            "  " + _text(left - 12, y + 4, report.names[outcome.candidate], "", "end"),
             f'    <line class="bar" x1="{p50:.1f}" y1="{y:.1f}" x2="{p99:.1f}" y2="{y:.1f}"/>',
             f'    <line class="tick" x1="{p95:.1f}" y1="{y - 8:.1f}" x2="{p95:.1f}" y2="{y + 8:.1f}"/>',
             f'    <circle class="point" cx="{p50:.1f}" cy="{y:.1f}" r="6"/>',
-            "  " + _text(_WIDTH - 16, y + 4, f"{ms(measured.p50_ms)}–{ms(measured.p99_ms)}", "", "end"),
+            "  "
+            + _text(left + _AXIS + _NUMBERS - 16, y + 4, f"{ms(measured.p50_ms)}–{ms(measured.p99_ms)}", "", "end"),
             "  </g>",
         ]
     )
