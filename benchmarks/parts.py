@@ -116,7 +116,7 @@ class Parts:
         source = self.folder / f"{name}.onnx"
         source.write_bytes(content)
         labels = tuple(f"class {number}" for number in range(CLASSES))
-        return self._build(source, f"{name}-variants", labels=labels, **self._samples)
+        return self._build(source, f"{name}-variants", labels=labels, normalise="imagenet", **self._samples)
 
     def _build(self, model: Path, name: str, **options: object) -> Bundle:
         from bundles.build import Options, build

@@ -1,9 +1,9 @@
 """Whether the plan chooses well: its choice against the best of all candidates, measured again and at length.
 
-The plan is made as `holdfast run` makes it, for one core and for two, and read again as at a second start. The exhaustive search
-then opens every candidate that may be chosen in one process and runs them in turns, run by run, so that none has quieter times than
-another, in blocks: what is compared is the median of the blocks' p99. The best of several noisy figures looks a little better than it
-is, so the ratio errs against the plan.
+The plan is made as `holdfast run` makes it, for one core and for two, and read again as at a second start. The exhaustive
+search then opens every candidate that may be chosen in one process and runs them in turns, run by run, so that none has quieter
+times than another, in blocks: what is compared is the median of the blocks' p99. The best of several noisy figures looks a
+little better than it is, so the ratio errs against the plan.
 """
 
 from __future__ import annotations
