@@ -70,6 +70,13 @@ class Parts:
         return self._build(YOLOX, "yolox-variants", labels=NAMED_LABELS["coco"], **self._samples)
 
     @cached_property
+    def yolox_gated(self) -> Bundle:
+        """YOLOX-Nano as an operator would build it: INT8 that loses more than the builder allows is not in it."""
+        from bundles.labels import NAMED_LABELS
+
+        return self._build(YOLOX, "yolox-gated", labels=NAMED_LABELS["coco"], **{**self._samples, "max_drop": None})
+
+    @cached_property
     def squeezenet_variants(self) -> Bundle:
         """SqueezeNet 1.1 with random weights and all variants: small and dense."""
         return self._build_network("squeezenet", squeezenet(seed=1, side=SIDE))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -57,20 +57,21 @@ class _Planned:
 
 def lines(parts: Parts) -> Iterator[Line]:
     """Plan, then search, for four models that differ: small and deep, depthwise, small and dense, large and dense."""
-    bundles = {
-        "UltraFace": parts.ultraface_variants,
-        "YOLOX-Nano": parts.yolox_variants,
-        "SqueezeNet": parts.squeezenet_variants,
-        "ResNet-50": parts.resnet_variants,
-    }
+    models: tuple[tuple[str, Callable[[], Bundle]], ...] = (
+        ("UltraFace", lambda: parts.ultraface_variants),
+        ("YOLOX-Nano", lambda: parts.yolox_variants),
+        ("SqueezeNet", lambda: parts.squeezenet_variants),
+        ("ResNet-50", lambda: parts.resnet_variants),
+    )
     facts = probe_facts()
     profile = select(facts, load_profiles([device_profiles()]), None).profile
     done: list[_Planned] = []
-    for name, bundle in bundles.items():
+    for name, build in models:
+        bundle = build()
         for cores in CORES:
             parts.say(f"planning {name} for {cores} cores")
             limited = replace(facts, cpu=replace(facts.cpu, allowed_cores=cores))
-            done.append(_planned(f"{name}, {cores} cores", bundle, limited, profile, parts.folder))
+            done.append(_planned(f"{name}, {cores} core{'s' * (cores > 1)}", bundle, limited, profile, parts.folder))
             yield _against_the_best(done[-1], QUICK_BLOCK_S if parts.is_quick else BLOCK_S)
     slowest, latest = max(done, key=lambda each: each.took_s), max(done, key=lambda each: each.read_ms)
     yield Figure(

@@ -1,9 +1,9 @@
 """What static INT8 from our builder is worth: its speed against fp32 run in turns, and what the task loses.
 
 Dense convolutions gain on a processor whose instructions multiply eight-bit integers four at a time (AVX512-VNNI, AVX-VNNI, Arm's
-dot products); depthwise ones do not, and stand here without a goal: there the plan picks fp32. One thread each, so that the
+dot products); depthwise ones gain little, and stand here without a goal: the plan decides. One thread each, so that the
 caller's CPU time is the run's time without what other processes took. The networks of dense convolutions have random weights,
-hence no task; what a task loses is measured on models that have one.
+hence no task; what a task loses is measured on models that have one, and on what the builder lets through its gate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "dotprod", "i8mm"})
 
 
 def lines(parts: Parts) -> Iterator[Line]:
-    """Dense networks with a goal, depthwise ones without; then what those with a task lose."""
+    """Dense networks with a goal, depthwise ones without; then what a task loses in what the builder lets through."""
     rounds = QUICK_ROUNDS if parts.is_quick else ROUNDS
     has_dot_products = bool(read_cpu(SYSTEM_ROOT, this_system()).features & DOT_PRODUCTS)
     dense = {"SqueezeNet": parts.squeezenet_variants, "ResNet-50": parts.resnet_variants}
@@ -39,8 +39,10 @@ def lines(parts: Parts) -> Iterator[Line]:
         parts.say(f"INT8 of {name} against fp32")
         goal = Goal("ratio", "≥", 2.0) if name in dense and has_dot_products else None
         yield _speed(name, bundle, rounds, goal)
-    for name, bundle in depthwise.items():
-        yield _loss(name, bundle)
+    yield _loss("UltraFace", parts.ultraface_variants)
+    parts.say("INT8 of YOLOX-Nano under the builder's gate")
+    yield _speed("YOLOX-Nano within its gate", parts.yolox_gated, rounds, None)
+    yield _loss("YOLOX-Nano within its gate", parts.yolox_gated)
 
 
 def _speed(name: str, bundle: Bundle, rounds: int, goal: Goal | None) -> Line:

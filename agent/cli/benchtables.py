@@ -42,9 +42,10 @@ def print_report(report: Report) -> None:
     for outcome in report.plan.outcomes:
         if outcome.refusal:
             _note(console, f"{report.names[outcome.candidate]} refused: {outcome.refusal}")
+    told = {each.candidate.variant for each in report.plan.outcomes}
     for row in report.variants:
-        if row.size_bytes is None:
-            _note(console, f"{row.name} {row.refusal}")
+        if row.refusal and row.name not in told:
+            _note(console, f"{row.name}: {row.refusal}")
     _say(console, "", report.plan.reason, report.verdict)
 
 
@@ -138,7 +139,7 @@ def _variants(rows: Iterable[VariantRow]) -> Table:
             "–" if row.speed_up is None else f"{row.speed_up:.2f}",
             "–" if agreement is None else f"{agreement:.3f}",
             "–" if row.metric is None else f"{row.metric} {row.value:.3f}",
-            "–" if row.lost_points is None else f"{row.lost_points:+.1f}",
+            "–" if row.lost_points is None else _points(row.lost_points),
         )
         _add(table, [row.name, *cells], "dim" if row.refusal else "")
     return table
@@ -161,6 +162,10 @@ def _operators(traced: Traced) -> Table:
         cells = [f"{len(rest)} others", str(sum(each.nodes for each in rest)), f"{total_ms:.3f}", f"{share:.1%}", ""]
         _add(table, cells, "dim")
     return table
+
+
+def _points(lost: float) -> str:
+    return "0" if abs(lost) < 0.05 else f"{lost:+.1f}"
 
 
 def runs_per_s(measured: Measurement) -> float:
