@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -20,15 +20,14 @@ import numpy as np
 
 from agent.bundle.reader import Bundle, open_bundle
 from agent.clock import SystemClock
+from agent.device.candidates import candidates
 from agent.device.facts import Facts
-from agent.device.plan import Candidate, Plan
-from agent.device.planning import candidates, judge
+from agent.device.judging import judge
+from agent.device.plan import Candidate, Demand, Plan
 from agent.device.planstore import PlanStore
-from agent.device.probing import probe_facts
 from agent.device.profile import Profile
-from agent.device.profiles import load_profiles, select
+from agent.device.recognition import recognise
 from agent.inference.golden import blank_sample
-from agent.resources import device_profiles
 from agent.trial.planner import make_plan
 from benchmarks.parts import Parts
 from benchmarks.processes import run_module
@@ -47,6 +46,7 @@ class _Planned:
     """One model on so many cores."""
 
     name: str
+    demand: Demand
     bundle: Bundle
     facts: Facts
     profile: Profile
@@ -63,15 +63,21 @@ def lines(parts: Parts) -> Iterator[Line]:
         ("SqueezeNet", lambda: parts.squeezenet_variants),
         ("ResNet-50", lambda: parts.resnet_variants),
     )
-    facts = probe_facts()
-    profile = select(facts, load_profiles([device_profiles()]), None).profile
+    facts, selection = recognise()
     done: list[_Planned] = []
     for name, build in models:
         bundle = build()
         for cores in CORES:
             parts.say(f"planning {name} for {cores} cores")
-            limited = replace(facts, cpu=replace(facts.cpu, allowed_cores=cores))
-            done.append(_planned(f"{name}, {cores} core{'s' * (cores > 1)}", bundle, limited, profile, parts.folder))
+            done.append(
+                _planned(
+                    f"{name}, {cores} core{'s' * (cores > 1)}",
+                    bundle,
+                    (facts, selection.profile),
+                    Demand(cores=cores),
+                    parts.folder,
+                )
+            )
             yield _against_the_best(done[-1], QUICK_BLOCK_S if parts.is_quick else BLOCK_S)
     slowest, latest = max(done, key=lambda each: each.took_s), max(done, key=lambda each: each.read_ms)
     yield Figure(
@@ -84,27 +90,30 @@ def lines(parts: Parts) -> Iterator[Line]:
     )  # fmt: skip
 
 
-def _planned(name: str, bundle: Bundle, facts: Facts, profile: Profile, folder: Path) -> _Planned:
+def _planned(name: str, bundle: Bundle, device: tuple[Facts, Profile], demand: Demand, folder: Path) -> _Planned:
+    facts, profile = device
     plans = folder / f"plans-{name}"
     plans.mkdir()
+    prepared = folder / "prepared"
+    prepared.mkdir(exist_ok=True)
     store, clock = PlanStore(plans), SystemClock()
     began_s = clock.monotonic()
-    plan = make_plan(bundle, facts, profile, store, clock)
+    plan = make_plan(bundle, facts, profile, store, clock, demand=demand, prepared=prepared)
     took_s = clock.monotonic() - began_s
     assert plan is not None
     reads_ms: list[float] = []
     for _ in range(STARTS):
         began_s = clock.monotonic()
-        again = make_plan(bundle, facts, profile, store, clock)
+        again = make_plan(bundle, facts, profile, store, clock, demand=demand, prepared=prepared)
         reads_ms.append((clock.monotonic() - began_s) * 1000)
         assert again == plan
-    return _Planned(name, bundle, facts, profile, plan, took_s, median(reads_ms))
+    return _Planned(name, demand, bundle, facts, profile, plan, took_s, median(reads_ms))
 
 
 def _against_the_best(planned: _Planned, block_s: float) -> Line:
     plan, manifest = planned.plan, planned.bundle.manifest
-    allowed = {each.candidate for each in plan.outcomes if judge(each, planned.profile, manifest) is None}
-    found = candidates(planned.facts, planned.profile, manifest)[0]
+    allowed = {each.candidate for each in plan.outcomes if judge(each, planned.profile, manifest).refusal is None}
+    found = candidates(planned.facts, planned.profile, manifest, demand=planned.demand)[0]
     wanted = list(dict.fromkeys([plan.chosen, *(each for each in found if each in allowed)]))
     text = json.dumps([asdict(each) for each in wanted])
     blocks_ms = run_module("benchmarks.planning", planned.bundle.folder, block_s, text)["p99_ms"]

@@ -4,6 +4,8 @@ Dense convolutions gain on a processor whose instructions multiply eight-bit int
 dot products); depthwise ones gain little, and stand here without a goal: the plan decides. One thread each, so that the
 caller's CPU time is the run's time without what other processes took. The networks of dense convolutions have random weights,
 hence no task; what a task loses is measured on models that have one, and on what the builder lets through its gate.
+
+Then what it saves to keep what ONNX Runtime made of a model: loading it again from the plan's folder against from the bundle.
 """
 
 from __future__ import annotations
@@ -43,6 +45,23 @@ def lines(parts: Parts) -> Iterator[Line]:
     parts.say("INT8 of YOLOX-Nano under the builder's gate")
     yield _speed("YOLOX-Nano within its gate", parts.yolox_gated, rounds, None)
     yield _loss("YOLOX-Nano within its gate", parts.yolox_gated)
+    for name, bundle in (dense | depthwise).items():
+        yield _loading(name, bundle, parts, rounds)
+
+
+def _loading(name: str, bundle: Bundle, parts: Parts, rounds: int) -> Line:
+    """Load in turns; the first of both is left out: it reads the file from the disk, and prepares."""
+    candidate = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
+    folder = parts.folder / f"prepared-{name}"
+    folder.mkdir()
+    pairs = [
+        [open_model(bundle, candidate, prepared=prepared).session.load_ms for prepared in (folder, None)]
+        for _ in range(rounds + 1)
+    ][1:]
+    return Figure(
+        f"loading {name} as prepared", "ms", [pair[0] for pair in pairs], Goal("ratio", "≤", 0.53),
+        [pair[1] for pair in pairs], "from the bundle", "1.9 times as fast or more was measured before this was built",
+    )  # fmt: skip
 
 
 def _speed(name: str, bundle: Bundle, rounds: int, goal: Goal | None) -> Line:

@@ -5,22 +5,25 @@ It stores no plan and disturbs none: `holdfast plan measure` does that. The cand
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.cli.thisdevice import ConfigOption, settings_if_any
+from agent.device.plan import Candidate, Demand, Objective, Outcome, labels
 from agent.errors import OperatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from agent.bundle.reader import Bundle
     from agent.cli.benchreport import Report
     from agent.device.facts import Facts
-    from agent.device.plan import Candidate, Outcome
     from agent.device.profile import Profile
-    from agent.trial.comparison import Comparison
+    from agent.trial.measuring import Measuring
     from agent.trial.tracing import Traced
 
 DEFAULT_SECONDS = 60.0
@@ -30,30 +33,27 @@ def bench(
     bundle: Annotated[str, typer.Argument(help="The folder of a built bundle, or the name of one that ships.")],
     *,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="No round begins after that; three are run in any case.")
+        float, typer.Option(min=0, help="No round begins after that; three are run in any case.")
     ] = DEFAULT_SECONDS,
     candidates: Annotated[
-        list[str] | None,
-        typer.Option("--candidates", help="Only those whose name contains this, such as int8. Repeatable."),
-    ] = None,
-    runtime: Annotated[
-        list[str] | None,
-        typer.Option("--runtime", help="Only candidates of this runtime, such as built-in. Repeatable."),
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option("--profile", help="A device profile, instead of the best match.")
+        list[str] | None, typer.Option(help="Only those whose name contains this, such as int8. May be repeated.")
     ] = None,
     objective: Annotated[
-        Literal["latency", "throughput", "power"] | None,
-        typer.Option("--objective", help="What the choice goes by, instead of the profile's."),
+        Objective | None, typer.Option(help="What the choice goes by; the profile's where it is not given.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write the plot to this SVG file.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Runs at a time, for throughput.")] = 1,
+    cores: Annotated[int | None, typer.Option(min=1, help="Physical cores that it may use.")] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help="One more runtime: plugin:<module or library> or folder:<path>. May be repeated."),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="A device profile, instead of the best match.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the plot to this SVG file.")] = None,
     trace: Annotated[
-        Path | None, typer.Option("--trace", help="Trace the best one too, and write its Chrome trace to this file.")
+        Path | None, typer.Option(help="Trace the best one too, and write its Chrome trace to this file.")
     ] = None,
-    candidate: Annotated[
-        str | None, typer.Option("--candidate", help="With --trace: trace this one, and compare nothing.")
-    ] = None,
+    candidate: Annotated[str | None, typer.Option(help="With --trace: trace this one, and compare nothing.")] = None,
+    config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare every way to run a bundle on this device, and show where the time of the best one goes."""
@@ -64,143 +64,166 @@ def bench(
         raise OperatorError("--candidate names what is traced", hint="add --trace FILE.json, or mean --candidates")
     for target in (plot, trace):
         _require_folder(target)
-    opened, facts = _open_bundle(bundle), _probe()
-    chosen_profile = _select(facts, profile, objective)
-    found, refused = _candidates(opened, facts, chosen_profile, runtime or ())
+    benched = _Bench.of(bundle, _recognise(config, profile, runtime or ()), objective, streams, cores)
     if candidate is not None and trace is not None:
-        traced = _trace(opened, _only(found, candidate), chosen_profile, trace)
-        print_json(_traced_values(traced)) if as_json else print_trace(traced, trace)
+        traced = benched.trace(benched.only(candidate), trace)
+        print_json(asdict(traced)) if as_json else print_trace(traced, trace)
         return
-    comparison = _compare(opened, _matching(found, candidates or ()), chosen_profile, seconds, is_quiet=as_json)
-    report = _report(opened, facts, chosen_profile, comparison, refused)
+    report = benched.compare(benched.matching(candidates or ()), seconds, is_quiet=as_json)
     if plot is not None:
         _write_plot(report, plot)
-    best = None if trace is None else _trace(opened, report.plan.chosen, chosen_profile, trace)
+    best = None if trace is None else benched.trace(report.plan.chosen, trace)
     if as_json:
-        print_json({**report.to_json(), "trace": best and _traced_values(best)})
+        print_json({**report.to_json(), "trace": best and asdict(best)})
         return
     print_report(report)
     if best is not None and trace is not None:
         print_trace(best, trace)
 
 
-def _candidates(
-    bundle: Bundle, facts: Facts, profile: Profile, runtimes: Sequence[str]
-) -> tuple[list[Candidate], list[Outcome]]:
-    from agent.device.planning import candidates
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """A bundle on this device, and what there is to measure."""
 
-    found, refused = candidates(facts, profile, bundle.manifest, bundle.variants_present())
-    if not runtimes:
-        return found, refused
-    of_runtime = [each for each in found if each.runtime in runtimes]
-    if found and not of_runtime:
-        known = ", ".join(sorted({each.runtime for each in found}))
-        raise OperatorError(f"no candidate of {', '.join(runtimes)} here", hint=f"there are candidates of: {known}")
-    return of_runtime, [each for each in refused if each.candidate.runtime in runtimes]
+    bundle: Bundle
+    facts: Facts
+    profile: Profile
+    demand: Demand
+    found: Sequence[Candidate]
+    refused: Sequence[Outcome]
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        device: tuple[Facts, Profile],
+        objective: Objective | None,
+        streams: int,
+        cores: int | None,
+    ) -> _Bench:
+        from agent.bundle.finding import find_bundle
+        from agent.bundle.reader import open_bundle
+        from agent.device.candidates import candidates
 
-def _matching(found: Sequence[Candidate], words: Sequence[str]) -> list[Candidate]:
-    """Return those whose name contains one of `words`, upper and lower case alike; all where there are none.
+        bundle, (facts, profile) = open_bundle(find_bundle(name)), device
+        demand = Demand(objective or profile.tune.objective, streams, cores)
+        found, refused = candidates(facts, profile, bundle.manifest, bundle.variants_present(), demand)
+        return cls(bundle, facts, profile, demand, found, refused)
 
-    Raises:
-        OperatorError: there are candidates, and none matches.
-    """
-    from agent.cli.benchreport import names
+    def matching(self, words: Sequence[str]) -> list[Candidate]:
+        """Return the candidates whose name contains one of `words`, upper and lower case alike; all where there are none.
 
-    named = names(found)
-    matching = [each for each in found if any(word.lower() in named[each].lower() for word in words)]
-    if words and found and not matching:
-        raise OperatorError(
-            f"no candidate is named {' or '.join(words)}", hint=f"there are: {', '.join(named.values())}"
+        Raises:
+            OperatorError: there are candidates, and none matches.
+        """
+        named = labels(self.found)
+        matching = [each for each in self.found if any(word.lower() in named[each].lower() for word in words)]
+        if words and self.found and not matching:
+            hint = f"there are: {', '.join(named.values())}"
+            raise OperatorError(f"no candidate is named {' or '.join(words)}", hint=hint)
+        return matching or list(self.found)
+
+    def only(self, word: str) -> Candidate:
+        """Return the one candidate of that name, or whose name alone contains it."""
+        if not self.found:
+            raise OperatorError("there is no candidate here", hint="run it without --candidate: it lists the reasons")
+        named = labels(self.found)
+        exact = [each for each in self.found if named[each].lower() == word.lower()]
+        matching = exact or self.matching([word])
+        if len(matching) > 1:
+            which = ", ".join(named[each] for each in matching)
+            raise OperatorError(f"{word} names {len(matching)} candidates", hint=f"take one of: {which}")
+        return matching[0]
+
+    def compare(self, wanted: Sequence[Candidate], seconds: float, *, is_quiet: bool) -> Report:
+        """Measure in rounds, with a line on the terminal that says whose turn it is."""
+        from rich.console import Console
+
+        from agent.trial.rounds import compare
+
+        named = labels(wanted)
+        with self._measuring() as measuring, Console(stderr=True, quiet=is_quiet).status("") as status:
+
+            def progress(candidate: Candidate, number: int, outcomes: Sequence[Outcome]) -> None:
+                del outcomes
+                turn = f"{wanted.index(candidate) + 1} of {len(wanted)}"
+                status.update(f"round {number}, candidate {turn}: {named[candidate]}")
+
+            found = compare(wanted, measuring.once, measuring.budget.clock, seconds=seconds, progress=progress)
+            outcomes = [_with_time_share(each, measuring) for each in found.outcomes]
+        return self._report(outcomes, found.rounds)
+
+    def trace(self, candidate: Candidate, target: Path) -> Traced:
+        """Trace one candidate and keep its Chrome trace at `target`."""
+        from agent.trial.tracing import trace_candidate
+
+        return trace_candidate(self.bundle.folder, candidate, self.profile.limits, target)
+
+    @contextmanager
+    def _measuring(self) -> Iterator[Measuring]:
+        """Give what makes trials, with a folder for what they compile: the first round makes it, later ones read it."""
+        import threading
+
+        from agent.clock import SystemClock
+        from agent.trial.measuring import Budget, Measuring
+        from agent.trial.running import run_trial
+
+        with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+            (prepared := Path(folder) / "prepared").mkdir()
+            yield Measuring(
+                bundle_folder=self.bundle.folder,
+                manifest=self.bundle.manifest,
+                profile=self.profile,
+                demand=self.demand,
+                budget=Budget(SystemClock(), self.profile.tune.budget_s),
+                run=run_trial,
+                progress=lambda _: None,
+                stop=threading.Event(),
+                prepared=prepared,
+                scratch=Path(folder),
+            )
+
+    def _report(self, outcomes: Sequence[Outcome], rounds: int) -> Report:
+        from agent.cli.benchreport import Report
+        from agent.clock import SystemClock
+        from agent.device.choosing import choose
+        from agent.trial.variants import side_by_side
+
+        manifest = self.bundle.manifest
+        plan = choose(
+            self.facts,
+            self.profile,
+            manifest,
+            digest=self.bundle.digest,
+            outcomes=[*outcomes, *self.refused],
+            made_at=SystemClock().now().isoformat(timespec="seconds").replace("+00:00", "Z"),
+            demand=self.demand,
         )
-    return matching or list(found)
-
-
-def _only(found: Sequence[Candidate], word: str) -> Candidate:
-    from agent.cli.benchreport import names
-
-    if not found:
-        raise OperatorError(
-            "there is no candidate here", hint="see `holdfast bench` without --candidate for the reasons"
-        )
-    named = names(found)
-    exact = [each for each in found if named[each].lower() == word.lower()]
-    matching = exact or _matching(found, [word])
-    if len(matching) > 1:
-        which = ", ".join(named[each] for each in matching)
-        raise OperatorError(f"{word} names {len(matching)} candidates", hint=f"take one of: {which}")
-    return matching[0]
-
-
-def _compare(
-    bundle: Bundle, found: Sequence[Candidate], profile: Profile, seconds: float, *, is_quiet: bool
-) -> Comparison:
-    """Measure with a table that grows on the terminal."""
-    import threading
-
-    from rich.console import Console
-    from rich.live import Live
-
-    from agent.cli.plantable import outcome_table
-    from agent.clock import SystemClock
-    from agent.trial.comparison import compare
-    from agent.trial.running import run_trial
-
-    stop = threading.Event()
-    with Live(console=Console(stderr=True, quiet=is_quiet), transient=True, refresh_per_second=4) as live:
-
-        def progress(candidate: Candidate, number: int, outcomes: Sequence[Outcome]) -> None:
-            del number
-            live.update(outcome_table(outcomes, running=candidate))
-
-        return compare(
-            found,
-            lambda candidate: run_trial(bundle.folder, candidate, profile.limits, stop),
-            SystemClock(),
-            seconds=seconds,
-            progress=progress,
-            stop=stop,
+        return Report(
+            bundle=f"{manifest.name} {manifest.version}",
+            device=self.facts.board or self.facts.cpu.model or self.facts.architecture,
+            rounds=rounds,
+            plan=plan,
+            variants=side_by_side(plan.outcomes, manifest, self.demand),
         )
 
 
-def _report(
-    bundle: Bundle, facts: Facts, profile: Profile, comparison: Comparison, refused: Sequence[Outcome]
-) -> Report:
-    from agent.cli.benchreport import Report
-    from agent.clock import SystemClock
-    from agent.device.planning import choose
-    from agent.trial.variants import side_by_side
-
-    plan = choose(
-        facts,
-        profile,
-        bundle.manifest,
-        digest=bundle.digest,
-        outcomes=[*comparison.outcomes, *refused],
-        made_at=SystemClock().now().isoformat(timespec="seconds").replace("+00:00", "Z"),
-    )
-    rows = side_by_side(plan.outcomes, bundle.manifest, profile.tune.objective)
-    manifest = bundle.manifest
-    return Report(
-        bundle=f"{manifest.name} {manifest.version}",
-        device=facts.cpu.model or facts.board or facts.architecture,
-        objective=profile.tune.objective,
-        rounds=comparison.rounds,
-        plan=plan,
-        variants=rows,
-    )
+def _with_time_share(outcome: Outcome, measuring: Measuring) -> Outcome:
+    """Add the share of time by provider, where a graph runs on more than one."""
+    measured = outcome.measurement
+    if measured is None or len(measured.nodes) < 2:
+        return outcome
+    return replace(outcome, measurement=replace(measured, time_share=measuring.trace(outcome.candidate)))
 
 
-def _trace(bundle: Bundle, candidate: Candidate, profile: Profile, target: Path) -> Traced:
-    from agent.trial.tracing import trace_candidate
+def _recognise(config: Path | None, profile: str | None, runtimes: Sequence[str]) -> tuple[Facts, Profile]:
+    from agent.device.recognition import recognise
+    from agent.device.runtimes.catalogue import find_runtimes
 
-    return trace_candidate(bundle.folder, candidate, profile.limits, target)
-
-
-def _traced_values(traced: Traced) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return asdict(traced)
+    find_runtimes(runtimes)  # one that was asked for here and is not there is an error, not a finding
+    device = settings_if_any(config).device
+    facts, selection = recognise((*device.runtimes, *runtimes), profile or device.profile)
+    return facts, selection.profile
 
 
 def _write_plot(report: Report, target: Path) -> None:
@@ -217,26 +240,3 @@ def _require_folder(target: Path | None) -> None:
     """Refuse a place that cannot be, before a minute was spent on measuring."""
     if target is not None and not target.absolute().parent.is_dir():
         raise OperatorError("there is no such folder", where=str(target.parent), hint="make it, or name another file")
-
-
-def _open_bundle(name: str) -> Bundle:
-    from agent.bundle.finding import find_bundle
-    from agent.bundle.reader import open_bundle
-
-    return open_bundle(find_bundle(name))
-
-
-def _probe() -> Facts:
-    from agent.device.probing import probe_facts
-
-    return probe_facts()
-
-
-def _select(facts: Facts, name: str | None, objective: Literal["latency", "throughput", "power"] | None) -> Profile:
-    from agent import resources
-    from agent.device.profiles import load_profiles, select
-
-    profile = select(facts, load_profiles([resources.device_profiles()]), name).profile
-    if objective is None:
-        return profile
-    return profile.model_copy(update={"tune": profile.tune.model_copy(update={"objective": objective})})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from agent.device.plan import Candidate, Objective, Outcome, Plan
-from agent.trial.variants import VariantRow, verdict
+from agent.device.plan import Candidate, Outcome, Plan, labels
+from agent.trial.variants import VariantRow, verdict, yardstick_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +15,6 @@ class Report:
     bundle: str
     """Name and version."""
     device: str
-    objective: Objective
     rounds: int
     plan: Plan
     """What the planner would choose from these figures; it is not stored."""
@@ -24,9 +22,11 @@ class Report:
 
     @property
     def measured(self) -> list[Outcome]:
-        """What has figures: the chosen one first, then by p99, the refused last."""
-        found = [each for each in self.plan.outcomes if each.measurement is not None]
-        return sorted(found, key=self._order)
+        """What has figures: those that passed, best first, then the refused by p99."""
+        places = {candidate: place for place, candidate in enumerate(self.plan.ranked)}
+        found = [(each, each.measurement) for each in self.plan.outcomes if each.measurement is not None]
+        found.sort(key=lambda pair: (places.get(pair[0].candidate, len(places)), pair[1].p99_ms))
+        return [each for each, _ in found]
 
     @property
     def unmeasured(self) -> list[Outcome]:
@@ -36,12 +36,12 @@ class Report:
     @property
     def names(self) -> dict[Candidate, str]:
         """A distinct name for each candidate."""
-        return names([each.candidate for each in self.plan.outcomes])
+        return labels(each.candidate for each in self.plan.outcomes)
 
     @property
     def verdict(self) -> str:
         """What the variants mean here, in one sentence."""
-        return verdict(self.variants, self.plan.chosen, self.objective)
+        return verdict(self.variants, self.plan.chosen, yardstick_of(self.plan.outcomes, self.plan.demand))
 
     def to_json(self) -> dict[str, object]:
         """Return everything as JSON-ready values."""
@@ -53,7 +53,7 @@ class Report:
             "fingerprint": self.plan.fingerprint,
             "runtime_version": self.plan.runtime_version,
             "profile": self.plan.profile,
-            "objective": self.objective,
+            "demand": asdict(self.plan.demand),
             "measured_at": self.plan.made_at,
             "rounds": self.rounds,
             "chosen": named[self.plan.chosen],
@@ -62,27 +62,7 @@ class Report:
             "outcomes": [
                 {"name": named[each.candidate], **asdict(each)} for each in [*self.measured, *self.unmeasured]
             ],
-            "variants": [_variant(row, named) for row in self.variants],
+            "variants": [
+                {**asdict(row), "best": named[row.best.candidate] if row.best else None} for row in self.variants
+            ],
         }
-
-    def _order(self, outcome: Outcome) -> tuple[bool, bool, float]:
-        p99_ms = outcome.measurement.p99_ms if outcome.measurement else 0.0
-        return outcome.candidate != self.plan.chosen, outcome.refusal is not None, p99_ms
-
-
-def names(found: Sequence[Candidate]) -> dict[Candidate, str]:
-    """Return a name for each candidate: its label, with what tells it from others where labels are the same."""
-    labels = [candidate.label for candidate in found]
-    return {
-        candidate: candidate.label if labels.count(candidate.label) == 1 else _with_settings(candidate)
-        for candidate in found
-    }
-
-
-def _with_settings(candidate: Candidate) -> str:
-    settings = [f"{key}={value}" for key, value in (*candidate.options, *candidate.session_options)]
-    return f"{candidate.label} ({', '.join([candidate.runtime, *settings])})"
-
-
-def _variant(row: VariantRow, named: dict[Candidate, str]) -> dict[str, object]:
-    return {**asdict(row), "best": named[row.best.candidate] if row.best else None}

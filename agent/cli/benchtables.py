@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from agent.cli.benchplot import Scale, ms
 from agent.cli.benchreport import Report
-from agent.cli.plantable import placement
-from agent.device.plan import Measurement, Outcome
+from agent.device.objective import runs_per_s
+from agent.device.plan import Candidate, Measurement, Outcome
 from agent.log import printable
 from agent.trial.tracing import Traced
 from agent.trial.variants import VariantRow
@@ -112,32 +112,31 @@ def _speed(report: Report) -> Table:
 
 
 def _placement(report: Report) -> Table:
-    table = _table("Candidate", "load ms", "compile ms", "golden", "nodes", "parts", "own time")
+    table = _table("Candidate", "load ms", "compile ms", "agrees", "nodes", "parts", "own time")
     for outcome in report.measured:
-        measured, provider = outcome.measurement, outcome.candidate.provider
+        measured = outcome.measurement
         assert measured is not None
         cells = (
             f"{measured.load_ms:.0f}",
             "–" if measured.compile_ms is None else f"{measured.compile_ms:.0f}",
-            "–" if measured.golden_agreement is None else f"{measured.golden_agreement:.3f}",
-            placement(measured, outcome.candidate),
+            _agreement(measured),
+            _nodes(measured, outcome.candidate),
             str(sum(measured.partitions.values())) if measured.partitions else "–",
-            f"{measured.time_share.get(provider, 0.0):.0%}" if measured.time_share else "–",
+            _own_time(measured, outcome.candidate),
         )
         _add(table, [report.names[outcome.candidate], *cells], _style(report, outcome))
     return table
 
 
 def _variants(rows: Iterable[VariantRow]) -> Table:
-    table = _table("Variant", "KiB", "p99 ms", "× fp32", "golden", "task metric", "points lost")
+    table = _table("Variant", "KiB", "p99 ms", "× fp32", "agrees", "task metric", "points lost")
     for row in rows:
         measured = row.best.measurement if row.best else None
-        agreement = measured.golden_agreement if measured else None
         cells = (
             "–" if row.size_bytes is None else f"{row.size_bytes / 1024:,.0f}",
             "–" if measured is None else ms(measured.p99_ms),
             "–" if row.speed_up is None else f"{row.speed_up:.2f}",
-            "–" if agreement is None else f"{agreement:.3f}",
+            "–" if measured is None else _agreement(measured),
             "–" if row.metric is None else f"{row.metric} {row.value:.3f}",
             "–" if row.lost_points is None else _points(row.lost_points),
         )
@@ -168,9 +167,27 @@ def _points(lost: float) -> str:
     return "0" if abs(lost) < 0.05 else f"{lost:+.1f}"
 
 
-def runs_per_s(measured: Measurement) -> float:
-    """Return the runs a second with the streams that were asked for, else one after another."""
-    return measured.runs_per_s if measured.runs_per_s is not None else 1000 / measured.mean_ms
+def _agreement(measured: Measurement) -> str:
+    """With the golden answers; in a bundle without any, of the raw outputs with the CPU's."""
+    found = measured.cpu_agreement if measured.golden_agreement is None else measured.golden_agreement
+    return "–" if found is None else f"{found:.3f}"
+
+
+def _nodes(measured: Measurement, candidate: Candidate) -> str:
+    """Return where the nodes went against where they were asked to go: `12/12`, or `3/12, CPU 9`."""
+    elsewhere = [
+        f", {_short(provider)} {count}"
+        for provider, count in sorted(measured.nodes.items())
+        if provider != candidate.provider
+    ]
+    total = sum(measured.nodes.values())
+    return f"{measured.nodes.get(candidate.provider, 0)}/{total}{''.join(elsewhere)}" if total else "–"
+
+
+def _own_time(measured: Measurement, candidate: Candidate) -> str:
+    if set(measured.nodes) == {candidate.provider}:
+        return "100%"
+    return f"{measured.time_share.get(candidate.provider, 0.0):.0%}" if measured.time_share else "–"
 
 
 def _verdict(report: Report, outcome: Outcome) -> str:

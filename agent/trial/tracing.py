@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.device.plan import Candidate
 from agent.device.profile import Limits
 from agent.errors import CandidateError, StateError
-from agent.trial.running import run_trial
+from agent.trial.running import Ask, run_trial
 from agent.trial.symptoms import Symptom, symptoms
 from agent.trial.trace import Trace, read_trace
 
@@ -40,7 +40,8 @@ def trace_candidate(
         StateError: its trace is damaged, or `target` cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="holdfast-trace-") as folder:
-        outcome = run_trial(bundle_folder, candidate, limits, stop or threading.Event(), trace=Path(folder) / "trace")
+        ask = Ask(trace=Path(folder) / "trace")
+        outcome = run_trial(bundle_folder, candidate, limits, stop or threading.Event(), ask=ask)
         written = sorted(Path(folder).glob("trace*"))
         if not written:
             reason = outcome.refusal or "its runtime wrote none"

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.bundle.manifest import Manifest, Variant
-from agent.device.plan import Candidate, Measurement, Objective, Outcome
+from agent.device.objective import Yardstick
+from agent.device.plan import Candidate, Demand, Outcome
 
 REFERENCE = "fp32"
 
@@ -25,7 +26,7 @@ class VariantRow:
     best: Outcome | None
     """Its fastest candidate that passed, else the fastest that was measured; None where none was measured."""
     figure: float | None
-    """What the choice goes by: p99 in ms, seconds a thousand runs, or mJ or CPU ms a run. Less is better."""
+    """What the choice goes by (`Yardstick.figure`); less is better."""
     speed_up: float | None
     """fp32's figure ÷ this one's."""
     metric: str | None
@@ -36,22 +37,19 @@ class VariantRow:
     """Why none of its candidates can be chosen."""
 
 
-def figure(measured: Measurement, objective: Objective) -> float:
-    """Return what an objective compares: p99 in ms, seconds a thousand runs, or mJ (else CPU ms) a run."""
-    if objective == "throughput":
-        return 1000 / measured.runs_per_s if measured.runs_per_s else measured.mean_ms
-    if objective == "power":
-        return measured.cpu_ms_per_run if measured.energy_mj_per_run is None else measured.energy_mj_per_run
-    return measured.p99_ms
+def yardstick_of(outcomes: Sequence[Outcome], demand: Demand) -> Yardstick:
+    """Return what the choice among these goes by."""
+    return Yardstick.of(demand, [each.measurement for each in outcomes if each.measurement is not None])
 
 
-def side_by_side(outcomes: Sequence[Outcome], manifest: Manifest, objective: Objective) -> tuple[VariantRow, ...]:
+def side_by_side(outcomes: Sequence[Outcome], manifest: Manifest, demand: Demand) -> tuple[VariantRow, ...]:
     """Return fp32, the other variants in the manifest's order, then those that the builder left out."""
+    yardstick = yardstick_of(outcomes, demand)
     ordered = sorted(manifest.variants, key=lambda variant: variant.name != REFERENCE)
-    found: dict[str, Outcome | None] = {variant.name: _best(variant.name, outcomes, objective) for variant in ordered}
+    found: dict[str, Outcome | None] = {variant.name: _best(variant.name, outcomes, yardstick) for variant in ordered}
     reference = found.get(REFERENCE)
-    base = figure(reference.measurement, objective) if reference and reference.measurement else None
-    rows = [_row(variant, found[variant.name], outcomes, base, objective) for variant in ordered]
+    base = yardstick.figure(reference.measurement) if reference and reference.measurement else None
+    rows = [_row(variant, found[variant.name], outcomes, base, yardstick) for variant in ordered]
     left_out = [
         VariantRow(
             each.name, None, None, None, None,
@@ -65,7 +63,7 @@ def side_by_side(outcomes: Sequence[Outcome], manifest: Manifest, objective: Obj
     return (*rows, *left_out)
 
 
-def verdict(rows: Sequence[VariantRow], chosen: Candidate, objective: Objective) -> str:
+def verdict(rows: Sequence[VariantRow], chosen: Candidate, yardstick: Yardstick) -> str:
     """Return what the variants mean here, in one sentence.
 
     For example `int8 is 0.97 × as fast as fp32 here and loses 0.4 points: fp32 is chosen.`
@@ -80,13 +78,13 @@ def verdict(rows: Sequence[VariantRow], chosen: Candidate, objective: Objective)
     told = next((row for row in compared if row.name == chosen.variant), None)
     told = told or max(compared, key=lambda row: (row.refusal is None, row.speed_up or 0.0))
     refused = f", and is refused ({told.refusal})" if told.refusal else ""
-    return f"{told.name} {_speed(told, objective)} and {_loss(told)}{refused}: {chosen.variant} is chosen."
+    return f"{told.name} {_speed(told, yardstick)} and {_loss(told)}{refused}: {chosen.variant} is chosen."
 
 
 def _row(
-    variant: Variant, best: Outcome | None, outcomes: Sequence[Outcome], base: float | None, objective: Objective
+    variant: Variant, best: Outcome | None, outcomes: Sequence[Outcome], base: float | None, yardstick: Yardstick
 ) -> VariantRow:
-    own = figure(best.measurement, objective) if best and best.measurement else None
+    own = yardstick.figure(best.measurement) if best and best.measurement else None
     accuracy = variant.accuracy
     refused = [each.refusal for each in outcomes if each.candidate.variant == variant.name and each.refusal]
     return VariantRow(
@@ -102,23 +100,25 @@ def _row(
     )
 
 
-def _best(name: str, outcomes: Sequence[Outcome], objective: Objective) -> Outcome | None:
+def _best(name: str, outcomes: Sequence[Outcome], yardstick: Yardstick) -> Outcome | None:
     measured = [each for each in outcomes if each.candidate.variant == name and each.measurement is not None]
 
     def order(each: Outcome) -> tuple[bool, float]:
         assert each.measurement is not None
-        return each.refusal is not None, figure(each.measurement, objective)
+        return each.refusal is not None, yardstick.figure(each.measurement)
 
     return min(measured, key=order, default=None)
 
 
-def _speed(row: VariantRow, objective: Objective) -> str:
+def _speed(row: VariantRow, yardstick: Yardstick) -> str:
     assert row.speed_up is not None
-    if objective == "throughput":
-        return f"makes {row.speed_up:.2f} × as many runs a second as fp32 here"
-    if objective == "power":
-        return f"takes {1 / row.speed_up:.2f} × the power of fp32 here"
-    return f"is {row.speed_up:.2f} × as fast as fp32 here"
+    match yardstick.objective:
+        case "throughput":
+            return f"makes {row.speed_up:.2f} × as many runs a second as fp32 here"
+        case "power":
+            return f"takes {1 / row.speed_up:.2f} × the {yardstick.name} of fp32 here"
+        case "latency":
+            return f"is {row.speed_up:.2f} × as fast as fp32 here"
 
 
 def _loss(row: VariantRow) -> str:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from agent.cli.bench import bench
 from agent.cli.benchplot import Scale, svg
-from agent.cli.benchreport import Report, names
+from agent.cli.benchreport import Report
 from agent.device.plan import Candidate, Measurement, Outcome, Plan
 from agent.errors import CandidateError, OperatorError
 
@@ -40,7 +40,7 @@ def report(*outcomes: Outcome, bundle: str = "parcels 1") -> Report:
     plan = Plan(
         "f", "b" * 64, "1.31.1", "p", outcomes[0].candidate, "It is <best> & first.", outcomes, "2026-11-20T09:00:00Z"
     )
-    return Report(bundle, "EPYC", "latency", 3, plan, ())
+    return Report(bundle, "EPYC", 3, plan, ())
 
 
 def outcome(p50_ms: float, p99_ms: float, refusal: str | None = None, **candidate: object) -> Outcome:
@@ -102,20 +102,18 @@ def test_a_named_candidate_is_traced_without_comparing(run, two_variants, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        pytest.param(["--runtime", "folder:/no/such"], "/no/such", id="no-such-runtime"),
         pytest.param(["--candidates", "npu"], "no candidate is named npu", id="filter-without-a-match"),
         pytest.param(["--candidate", "fp32"], "--candidate names what is traced", id="candidate-without-trace"),
         pytest.param(["--trace", "t.json", "--candidate", "tpu"], "no candidate is named tpu", id="unknown-candidate"),
         pytest.param(["--trace", "no/such/folder/t.json"], "there is no such folder", id="no-folder-for-the-trace"),
         pytest.param(["--plot", "no/such/folder/p.svg"], "there is no such folder", id="no-folder-for-the-plot"),
-        pytest.param(
-            ["--runtime", "plugin:onnxruntime_qnn"], "no candidate of plugin:onnxruntime_qnn", id="no-runtime"
-        ),
         pytest.param(["--trace", "t.json", "--candidate", "CPU"], "CPU names", id="several-candidates"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments, said, run, two_variants, monkeypatch):
     """A minute of measuring for a plot that cannot be written is a minute lost."""
-    monkeypatch.setattr("agent.trial.running.run_trial", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("agent.trial.measuring.Measuring.once", lambda *_, **__: pytest.fail("measured"))
 
     error = run(two_variants, *arguments).exception
 
@@ -183,18 +181,6 @@ def test_an_axis_is_logarithmic_only_where_it_must_be():
     assert far.is_logarithmic
     assert far.ticks() == [1, 10, 100, 1000]
     assert [round(far.place(ms), 3) for ms in (1, 10, 1000)] == [0, 0.333, 1]
-
-
-def test_candidates_with_one_label_get_names_of_their_own():
-    """Two settings of one provider must not be two rows of one name."""
-    found = [
-        Candidate("OpenVINOExecutionProvider", "gpu", "fp16", 1, (("precision", precision),))
-        for precision in ("f16", "f32")
-    ]
-
-    assert list(names(found).values()) == [
-        "OpenVINO gpu fp16 (built-in, precision=f16)", "OpenVINO gpu fp16 (built-in, precision=f32)",
-    ]  # fmt: skip
 
 
 def test_a_profile_that_is_not_known_is_an_error(run, two_variants):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.bundle.manifest import Accuracy, Blob, Decoder, ImageInput, Manifest, RefusedVariant, TensorSpec, Variant
-from agent.device.plan import Candidate, Measurement, Outcome
-from agent.trial.variants import side_by_side, verdict
+from agent.device.plan import Candidate, Demand, Measurement, Outcome
+from agent.trial.variants import side_by_side, verdict, yardstick_of
 
 TENSOR = (TensorSpec(name="x", dtype="float32", shape=(1,)),)
 
@@ -30,7 +30,9 @@ def outcome(name: str, p99_ms: float, *, threads: int = 1, refusal: str | None =
 
 
 def sentence(outcomes: list[Outcome], bundle: Manifest, chosen: int = 0, objective: str = "latency") -> str:
-    return verdict(side_by_side(outcomes, bundle, objective), outcomes[chosen].candidate, objective)
+    demand = Demand(objective)
+    rows = side_by_side(outcomes, bundle, demand)
+    return verdict(rows, outcomes[chosen].candidate, yardstick_of(outcomes, demand))
 
 
 BOTH = manifest(variant("fp32"), variant("int8", drop=0.004))
@@ -72,7 +74,7 @@ BOTH = manifest(variant("fp32"), variant("int8", drop=0.004))
         ),
         pytest.param(
             [outcome("fp32", 10.0, cpu_ms=10.0), outcome("int8", 12.0, cpu_ms=5.0)], BOTH, 1, "power",
-            "int8 takes 0.50 × the power of fp32 here and loses 0.4 points: int8 is chosen.", id="power",
+            "int8 takes 0.50 × the CPU time of fp32 here and loses 0.4 points: int8 is chosen.", id="power",
         ),
         pytest.param(
             [outcome("fp32", 10.0)], manifest(variant("fp32")), 0, "latency",
@@ -100,7 +102,7 @@ def test_each_variant_stands_with_its_best_candidate():
         outcome("int8", 4.0, threads=2),
     ]
 
-    fp32, int8 = side_by_side(outcomes, manifest(variant("int8", 300, 0.0), variant("fp32", 1000)), "latency")
+    fp32, int8 = side_by_side(outcomes, manifest(variant("int8", 300, 0.0), variant("fp32", 1000)), Demand())
 
     assert (fp32.name, fp32.best.candidate.threads, fp32.size_bytes) == ("fp32", 2, 1000)
     assert (int8.name, int8.best.candidate.threads, int8.speed_up) == ("int8", 1, 2.0)
@@ -110,7 +112,7 @@ def test_a_refused_candidate_is_not_the_best_of_its_variant():
     """The fastest may be the one that computes wrongly."""
     outcomes = [outcome("int8", 1.0, refusal="wrong"), outcome("int8", 4.0, threads=2)]
 
-    (int8,) = side_by_side(outcomes, manifest(variant("int8")), "latency")
+    (int8,) = side_by_side(outcomes, manifest(variant("int8")), Demand())
 
     assert int8.best.candidate.threads == 2
     assert int8.refusal is None
@@ -121,4 +123,4 @@ def test_external_data_counts_to_the_size():
     """A large model's weights lie beside it."""
     large = variant("fp32").model_copy(update={"external_data": {"w": Blob(sha256="1" * 64, size_bytes=5000)}})
 
-    assert side_by_side([], manifest(large), "latency")[0].size_bytes == 6000
+    assert side_by_side([], manifest(large), Demand())[0].size_bytes == 6000

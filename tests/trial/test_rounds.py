@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from agent.device.plan import Candidate, Measurement, Outcome
-from agent.trial.comparison import compare
+from agent.trial.rounds import compare
 from simulator.clock import VirtualClock
 
 FAST, SLOW, BROKEN = (Candidate("CPUExecutionProvider", "cpu", variant, 1) for variant in ("int8", "fp32", "fp16"))
