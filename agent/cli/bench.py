@@ -110,16 +110,21 @@ class _Bench:
         found, refused = candidates(facts, profile, bundle.manifest, bundle.variants_present(), demand)
         return cls(bundle, facts, profile, demand, found, refused)
 
+    @property
+    def names(self) -> dict[Candidate, str]:
+        """The names that the report will show."""
+        return labels([*self.found, *(each.candidate for each in self.refused)])
+
     def matching(self, words: Sequence[str]) -> list[Candidate]:
         """Return the candidates whose name contains one of `words`, upper and lower case alike; all where there are none.
 
         Raises:
             OperatorError: there are candidates, and none matches.
         """
-        named = labels(self.found)
+        named = self.names
         matching = [each for each in self.found if any(word.lower() in named[each].lower() for word in words)]
         if words and self.found and not matching:
-            hint = f"there are: {', '.join(named.values())}"
+            hint = f"there are: {', '.join(named[each] for each in self.found)}"
             raise OperatorError(f"no candidate is named {' or '.join(words)}", hint=hint)
         return matching or list(self.found)
 
@@ -127,7 +132,7 @@ class _Bench:
         """Return the one candidate of that name, or whose name alone contains it."""
         if not self.found:
             raise OperatorError("there is no candidate here", hint="run it without --candidate: it lists the reasons")
-        named = labels(self.found)
+        named = self.names
         exact = [each for each in self.found if named[each].lower() == word.lower()]
         matching = exact or self.matching([word])
         if len(matching) > 1:
@@ -141,7 +146,7 @@ class _Bench:
 
         from agent.trial.rounds import compare
 
-        named = labels(wanted)
+        named = self.names
         with self._measuring() as measuring, Console(stderr=True, quiet=is_quiet).status("") as status:
 
             def progress(candidate: Candidate, number: int, outcomes: Sequence[Outcome]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-BAR_WIDTH = 44
+WIDEST_BAR, NARROWEST_BAR = 44, 12
 MOST_OPERATORS = 12
 """The rest of a graph's operator types rarely takes a tenth of the time together."""
 
@@ -35,12 +35,12 @@ def print_report(report: Report) -> None:
     _head(console, "Loading and placement")
     console.print(_placement(report))
     _head(console, "p50 to p99", "ms" + (", logarithmic" if _scale(report).is_logarithmic else ""))
-    for line in bars(report):
-        console.print(line)
+    for line in bars(report, console.width):
+        console.print(line, no_wrap=True, overflow="ellipsis")
     _head(console, "Variants", "each by its best candidate; the task metric is the builder's")
     console.print(_variants(report.variants))
     for outcome in report.plan.outcomes:
-        if outcome.refusal:
+        if outcome.refusal and outcome.cause != "slow":  # the tables say that already
             _note(console, f"{report.names[outcome.candidate]} refused: {outcome.refusal}")
     told = {each.candidate.variant for each in report.plan.outcomes}
     for row in report.variants:
@@ -69,23 +69,21 @@ def print_trace(traced: Traced, target: Path) -> None:
     _say(console, f"{target} opens in https://ui.perfetto.dev or chrome://tracing.")
 
 
-def bars(report: Report) -> list[Text]:
+def bars(report: Report, width: int) -> list[Text]:
     """Return a line for each measured candidate: its name, p50 as a point, and a line to p99."""
     from rich.text import Text
 
     scale, named = _scale(report), report.names
-    width = max(len(named[each.candidate]) for each in report.measured)
+    measured = [(each, each.measurement) for each in report.measured if each.measurement is not None]
+    numbers = [f"{ms(each.p50_ms)}–{ms(each.p99_ms)}" for _, each in measured]
+    longest = max(len(named[outcome.candidate]) for outcome, _ in measured)
+    cells = max(NARROWEST_BAR, min(WIDEST_BAR, width - longest - max(map(len, numbers)) - 4))
     lines = []
-    for outcome in report.measured:
-        measured = outcome.measurement
-        assert measured is not None
-        start, end = (
-            min(BAR_WIDTH - 1, int(scale.place(each_ms) * BAR_WIDTH)) for each_ms in (measured.p50_ms, measured.p99_ms)
-        )
-        bar = " " * start + "●" + "━" * (end - start)
-        text = f"{printable(named[outcome.candidate]).ljust(width)}  {bar.ljust(BAR_WIDTH)}  "
-        text += f"{ms(measured.p50_ms)}–{ms(measured.p99_ms)}"
-        lines.append(Text(text, style=_style(report, outcome), no_wrap=True, overflow="ellipsis"))
+    for (outcome, found), text in zip(measured, numbers, strict=True):
+        start, end = (min(cells - 1, int(scale.place(each_ms) * cells)) for each_ms in (found.p50_ms, found.p99_ms))
+        bar = (" " * start + "●" + "━" * (end - start)).ljust(cells)
+        name = printable(named[outcome.candidate]).ljust(longest)
+        lines.append(Text(f"{name}  {bar}  {text}", style=_style(report, outcome)))
     return lines
 
 
@@ -192,7 +190,7 @@ def _own_time(measured: Measurement, candidate: Candidate) -> str:
 
 def _verdict(report: Report, outcome: Outcome) -> str:
     if outcome.refusal is not None:
-        return "refused"
+        return "slower" if outcome.cause == "slow" else "refused"
     return "best" if outcome.candidate == report.plan.chosen else ""
 
 
