@@ -4,13 +4,26 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: demo test soak conformance bench lint types format imports freeze check-frozen resolve pins bundles clean
+.PHONY: demo test aarch64 accelerators soak conformance bench lint types format imports freeze check-frozen resolve pins bundles clean
 
 demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 	$(BIN)/holdfast demo $(ARGS)
 
 test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test: two at a time, since they wait more than they compute
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+aarch64: ## An arm64 system under emulation, for the tests that run the agent there; needs root, mmdebstrap and qemu-user-static
+	PYTHON=$(PYTHON) packaging/aarch64.sh
+
+# Vendors' providers for Linux on x86-64: Qualcomm's runs its NPU in software there, the classic OpenVINO on any CPU.
+ACCELERATORS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),.accelerators/plugins/.done .accelerators/openvino/.done)
+
+accelerators: $(ACCELERATORS) ## Real providers that tests use, 650 MB, in folders of their own beside .venv
+
+.accelerators/%/.done: requirements/accelerators-%.txt | $(VENV)/bin/python
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target $(@D) --requirement $<
+	touch $@
 
 SOAKS := tests/e2e/test_kill.py tests/e2e/test_power_cuts.py tests/e2e/test_update_kill.py tests/e2e/test_interrupted_download.py \
          tests/e2e/test_bad_bundles.py tests/e2e/test_flood.py tests/update/test_fuzz.py tests/mqtt/test_fuzz.py tests/mqtt/test_pieces.py
@@ -55,7 +68,7 @@ pins: $(VENV)/.dev ## Renew the pinned requirements
 	packaging/pin.sh
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .accelerators build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # The pins hold hashes, so that what was tested is what gets installed.
 $(VENV)/bin/python:

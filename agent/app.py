@@ -12,15 +12,14 @@ import logging
 import queue
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from agent.backoff import Backoff
 from agent.clock import Clock, Random, SystemClock, SystemRandom
+from agent.device.absence import Absence
 from agent.device.plan import Candidate, Outcome
 from agent.device.planstore import PlanStore
-from agent.errors import BundleError
+from agent.device.tried import Tried
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
 from agent.mqtt.link import Link
@@ -31,27 +30,25 @@ from agent.outbox.envelope import CONTENT_TYPE, Envelope, ModelInfo
 from agent.outbox.outbox import Outbox
 from agent.outbox.store import EventStore
 from agent.paths import StatePaths, hold_state, open_state
+from agent.pipeline.demands import asked_by_model
 from agent.pipeline.jobs import pipelines_by_model, sensor_topics
-from agent.pipeline.messages import Job
-from agent.pipeline.overrides import with_overrides
 from agent.pipeline.workers import WorkerNote, Workers
 from agent.preparation import (
     BundleOpened,
     FactsKnown,
-    Preparation,
     PreparationFailed,
     PreparationNote,
     Prepared,
     Preparer,
     TrialProgress,
-    Wanted,
+    TriedAgain,
 )
 from agent.reporting import Reporter
+from agent.running import Running
 from agent.settings import Settings
 from agent.status import LinkStatus, Status
+from agent.trial.measuring import Loaded
 from agent.update.notes import WorkNote
-from agent.update.record import Slot
-from agent.update.slots import Slots
 from agent.updating import Updating
 
 log = logging.getLogger(__name__)
@@ -112,19 +109,23 @@ class Core:
         self._workers = Workers(
             post=self._post_worker_note,
             on_event=self._record,
-            on_swap=self._swap_ended,
+            on_swap=lambda model, error: self._running.swap_ended(model, error),  # noqa: PLW0108  it is made below
+            on_trouble=lambda model, job, reason: self._running.trouble(model, job, reason),  # noqa: PLW0108
             conditions=self._conditions,
             clock=clock,
             random=random,
         )
-        self._preparer = Preparer(settings.device.profile, PlanStore(paths.plans), clock)
-        self._preparations: list[Preparation] = []
-        self._preparation_backoff = Backoff(random, first_s=30.0, limit_s=600.0)
-        self._prepare_again: dict[str, tuple[float, Wanted]] = {}
-        self._wishes: dict[str, Wanted] = {}
-        """Each model's newest. What comes of an older one answers no question any more."""
-        self._swapping: dict[str, Wanted] = {}
-        """What each model's worker was asked for last."""
+        self._absence = Absence(paths.accelerators)
+        preparer = Preparer(
+            settings.device.profile,
+            PlanStore(paths.plans),
+            clock,
+            prepared=paths.prepared,
+            runtimes=settings.device.runtimes,
+            profiles=settings.device.profiles,
+            tried=Tried(paths.tried),
+            asked=asked_by_model(settings.models, self._pipelines),
+        )
         self._topics = Topics(settings.mqtt.topic_prefix if settings.mqtt else "holdfast", self._device_id)
         self._sensor_topics = sensor_topics(settings.sensors)
         self._link = self._make_link(random)
@@ -141,17 +142,29 @@ class Core:
             topics=self._topics,
             link=self._link,
         )
-        self._updating = Updating.of(
+        self._running = Running(
             settings,
             paths,
-            self._topics,
-            pipelines=self._pipelines,
-            preparer=self._preparer,
+            self._pipelines,
+            preparer=preparer,
+            workers=self._workers,
+            reporter=self._reporter,
             conditions=self._conditions,
             clock=clock,
             random=random,
             post=self._notes.put,
-            switch=self._switch,
+        )
+        self._updating = self._running.updating = Updating.of(
+            settings,
+            paths,
+            self._topics,
+            pipelines=self._pipelines,
+            preparer=preparer,
+            conditions=self._conditions,
+            clock=clock,
+            random=random,
+            post=self._notes.put,
+            switch=self._running.switch,
         )
 
     @property
@@ -180,12 +193,12 @@ class Core:
             self._link.start()
         if self._updating:
             self._updating.start()
-        self._prepare([wanted for model in self._pipelines if (wanted := self._wanted_at_start(model))])
+        self._running.start()
 
     def _work(self) -> bool:
         """Wait for something to happen, deal with all of it, do what is due. Return whether to go on."""
         wakeups = [self._outbox.next_wakeup, self._workers.tick(), self._next_status_s]
-        wakeups += [at_s for at_s, _ in self._prepare_again.values()]
+        wakeups.append(self._running.tick(self._clock.monotonic()))
         if self._updating:
             wakeups.append(self._updating.tick())
         next_s = min(wakeup for wakeup in wakeups if wakeup is not None)
@@ -203,22 +216,20 @@ class Core:
     def _do_what_is_due(self) -> None:
         now_s = self._clock.monotonic()
         self._carry_out(self._outbox.tick(now_s))
-        self._prepare_what_is_due(now_s)
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + STATUS_PERIOD_S
             self._reporter.refresh(self._workers, self._outbox.stats())
+            self._running.look()
             if self._updating:
                 self._updating.look(self._workers, self._link)
 
     def _finish(self) -> None:
         """Workers first, so that what they still say is recorded; then the outbox; the farewell to the broker last."""
-        for preparation in self._preparations:
-            preparation.stop()
+        self._running.stop()
         if self._updating:
             self._updating.stop()
         self._workers.stop(WORKERS_GRACE_S)
-        for preparation in self._preparations:
-            preparation.join(PREPARATION_GRACE_S)
+        self._running.join(PREPARATION_GRACE_S)
         self._take_last_words()
         self._bid_farewell()
         self._reporter.refresh(self._workers, self._outbox.stats())
@@ -253,6 +264,8 @@ class Core:
     def _is_finished(self) -> bool:
         """Whether every source has ended and nothing waits for a broker that there is one of."""
         if self._workers.models != set(self._pipelines) or not self._workers.are_finished:
+            return False
+        if not self._running.are_settled:
             return False
         return self._link is None or self._outbox.stats().queued == 0
 
@@ -298,18 +311,20 @@ class Core:
                 self._reporter.set_facts(facts)
                 for finding in facts.findings:
                     self._conditions.set(f"probe/{finding.probe}", "info", finding.text)
+                for action in self._absence.look(facts):
+                    self._conditions.apply(action)
             case BundleOpened(wanted, bundle):
                 self._reporter.update_model(
                     wanted.model, bundle=wanted.bundle, version=bundle.manifest.version, digest=bundle.digest
                 )
             case TrialProgress(model, Candidate() as candidate):
-                self._reporter.update_model(model, trying=candidate)
+                self._reporter.update_model(model, trying=candidate, is_loading=True)
+            case TrialProgress(model, Loaded()):
+                self._reporter.update_model(model, is_loading=False)
             case TrialProgress(model, Outcome() as outcome):
                 self._reporter.add_outcome(model, outcome)
-            case Prepared() if self._is_newest(note.wanted):
-                self._run_model(note, now_s)
-            case PreparationFailed(wanted, error) if self._is_newest(wanted):
-                self._cannot_run(wanted, str(error), now_s)
+            case Prepared() | PreparationFailed() | TriedAgain():
+                self._running.deal_with(note)
             case _ if self._updating and isinstance(note, WorkNote):
                 self._updating.deal_with(note)
 
@@ -345,102 +360,6 @@ class Core:
                         )
                 case SetCondition() | ClearCondition():
                     self._conditions.apply(action)
-
-    # -- models ------------------------------------------------------------------------------------------------------
-
-    def _wanted_at_start(self, model: str) -> Wanted | None:
-        """What the last release left, else the operator's bundle; None where the first release has yet to come."""
-        if self._updating and (slot := self._updating.active(model)):
-            return self._updating.wanted(model, slot)
-        return self._factory(model)
-
-    def _factory(self, model: str) -> Wanted | None:
-        name, bundle = f"no-bundle-yet/{model}", self._settings.models[model].bundle
-        channel = self._settings.models[model].channel
-        if channel is None and (slot := Slots(self._paths.updates).load(model).active):
-            text = f"{slot.name} {slot.version} of a release ran here; without `channel:` the model's `bundle:` runs"
-            self._conditions.set(f"release-unused/{model}", "info", text)
-        if bundle is None:
-            self._conditions.set(name, "info", f"waiting for the first release of the channel {channel}")
-            return None
-        return Wanted(model, bundle)
-
-    def _prepare(self, wanted: Sequence[Wanted]) -> None:
-        self._wishes.update((each.model, each) for each in wanted)
-        preparation = Preparation(wanted, self._preparer, post=self._notes.put)
-        self._preparations = [each for each in self._preparations if each.is_running] + [preparation]
-        preparation.start()
-
-    def _prepare_what_is_due(self, now_s: float) -> None:
-        due = [wanted for at_s, wanted in self._prepare_again.values() if now_s >= at_s]
-        for wanted in due:
-            del self._prepare_again[wanted.model]
-        if due:
-            self._preparer.look_again()
-            self._prepare(due)
-
-    def _switch(self, model: str, slot: Slot | None) -> None:
-        """The updater wants another bundle to run: verify it again, and let the worker swap between two samples.
-
-        Only the newest switch of a model is answered: by `_cannot_run`, by `_swap_ended`, or here.
-        """
-        assert self._updating is not None, "nobody else switches"
-        self._prepare_again.pop(model, None)
-        wanted = self._updating.wanted(model, slot) if slot else self._factory(model)
-        if wanted is None:
-            self._wishes.pop(model, None)
-            self._workers.end(model)
-            self._updating.switched(model)
-        else:
-            self._prepare([replace(wanted, is_switch=True)])
-
-    def _is_newest(self, wanted: Wanted) -> bool:
-        return self._wishes.get(wanted.model) is wanted
-
-    def _cannot_run(self, wanted: Wanted, reason: str, now_s: float) -> None:
-        log.error("model %s cannot run %s: %s", wanted.model, wanted.bundle, reason)
-        self._conditions.set(f"model-unusable/{wanted.model}", "error", reason)
-        if wanted.slot is None:  # the last resort: there is nothing else to go back to
-            self._prepare_again[wanted.model] = now_s + self._preparation_backoff.next_delay_s(), wanted
-        if self._updating and (wanted.slot or wanted.is_switch):
-            self._updating.switch_failed(wanted.model, reason)
-
-    def _swap_ended(self, model: str, error: str | None) -> None:
-        assert self._updating is not None, "nobody else switches"
-        asked = self._swapping.pop(model, None)
-        if asked is None or not self._is_newest(asked):
-            return
-        if error is None:
-            self._updating.switched(model)
-        else:
-            self._updating.switch_failed(model, error)
-
-    def _run_model(self, prepared: Prepared, now_s: float) -> None:
-        wanted, plan, manifest = prepared.wanted, prepared.plan, prepared.bundle.manifest
-        model, pipelines = wanted.model, self._pipelines[wanted.model]
-        try:
-            pipelines = with_overrides(pipelines, wanted.slot.pipelines if wanted.slot else {})
-        except BundleError as error:  # a release for the bundle that runs has no trial, and operators change their file
-            self._cannot_run(wanted, str(error), now_s)
-            return
-        self._conditions.clear(f"model-unusable/{model}")
-        self._conditions.clear(f"no-bundle-yet/{model}")
-        chosen = plan.chosen
-        self._reporter.update_model(
-            model,
-            plan=plan,
-            plan_is_stored=prepared.was_stored,
-            trying=None,
-            outcomes=plan.outcomes,
-            variant=manifest.variant(chosen.variant),
-        )
-        log.info("model %s: %s: %s", model, chosen.label, plan.reason)
-        job = Job(model, str(prepared.bundle.folder), chosen, pipelines)
-        if wanted.is_switch:
-            self._swapping[model] = wanted
-            self._workers.swap(job)
-        else:
-            self._workers.add(job)
 
     def _make_link(self, random: Random) -> Link | None:
         if self._settings.mqtt is None:

@@ -12,6 +12,7 @@
     │   └── StoppedError         somebody set `stop`: end, and go on at the next start
     ├── UntrustedError           what came is not what was signed, or is older or expired: refuse it, say so, ask again later
     ├── CandidateError           this provider or variant cannot be used here; take the next candidate
+    │   └── OtherRuntimeError    this process holds another ONNX Runtime; a process of its own can use it
     └── StateError               our own state on disk cannot be used; stop, or set it aside
 
 Command line exit codes: 1 for a promise that was broken, 2 for a usage error, otherwise `exit_code`.
@@ -126,6 +127,10 @@ class CandidateError(HoldfastError):
     """A provider or variant cannot be used on this device; the next candidate may work."""
 
     exit_code = 6
+
+
+class OtherRuntimeError(CandidateError):
+    """Another ONNX Runtime is loaded in this process, which can hold one only. A process of its own can open this one."""
 
 
 class StateError(HoldfastError):

@@ -20,7 +20,7 @@ _HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """The files and folders of one device's state. Only `plans` may be deleted at any time: they are measured again."""
+    """The files and folders of one device's state. Only `plans`, `prepared` and `tried` may be deleted at any time."""
 
     root: Path
 
@@ -38,6 +38,21 @@ class StatePaths:
     def plans(self) -> Path:
         """Measured plans, one JSON file a key."""
         return self.root / "plans"
+
+    @property
+    def prepared(self) -> Path:
+        """What candidates compiled or optimised: `<plan's key>/<candidate's prepared_name>/`."""
+        return self.root / "prepared"
+
+    @property
+    def tried(self) -> Path:
+        """Which devices have made a session here."""
+        return self.root / "tried.json"
+
+    @property
+    def accelerators(self) -> Path:
+        """Which accelerators this device is known to have."""
+        return self.root / "accelerators.json"
 
     @property
     def identity(self) -> Path:

@@ -1,31 +1,38 @@
 """From a model to something that can run: facts and profile once, then for each model its bundle and its plan.
 
 `Preparer` does it in the caller's thread and all of its heavy work in child processes; one model at a time, since
-trials must not disturb each other's timing. `Preparation` is the thread that does it for core and posts notes.
+trials must not disturb each other's timing. While an accelerator is compiled for one model, which takes minutes on some, the
+CPU's candidates of the next one get their turn first, so that each model serves soon. `Preparation` is the thread that does it
+for core and posts notes, and `Retrial` the one that looks whether a candidate that failed works again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import resources
 from agent.bundle.finding import find_bundle
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle, open_bundle
 from agent.clock import Clock
+from agent.device.candidates import candidates
 from agent.device.facts import Facts
-from agent.device.plan import Candidate, Outcome, Plan
-from agent.device.planning import candidates
+from agent.device.judging import judge
+from agent.device.plan import Candidate, Demand, Outcome, Plan
 from agent.device.planstore import PlanStore
-from agent.device.probing import probe_facts
 from agent.device.profile import Profile
-from agent.device.profiles import load_profiles, select
+from agent.device.recognition import recognise
+from agent.device.tried import Tried
 from agent.errors import BundleError, HoldfastError
+from agent.pipeline.demands import Asked
+from agent.trial.measuring import Loaded
 from agent.trial.planner import make_plan, stored_plan
+from agent.trial.running import Ask, run_trial
 from agent.update.record import Slot
 
 log = logging.getLogger(__name__)
@@ -41,6 +48,8 @@ class Wanted:
     slot: Slot | None = None
     is_switch: bool = False
     """Another bundle runs, and the updater waits for the outcome."""
+    is_again: bool = False
+    """It runs, slower than its plan says: everything is measured again beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +69,10 @@ class BundleOpened:
 
 @dataclass(frozen=True, slots=True)
 class TrialProgress:
-    """A trial begins (Candidate) or has ended (Outcome)."""
+    """A trial begins (Candidate), its model is loaded and compiled (Loaded), or it has ended (Outcome)."""
 
     model: str
-    progress: Candidate | Outcome
+    progress: Candidate | Loaded | Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +94,59 @@ class PreparationFailed:
     error: HoldfastError
 
 
-PreparationNote = FactsKnown | BundleOpened | TrialProgress | Prepared | PreparationFailed
+@dataclass(frozen=True, slots=True)
+class TriedAgain:
+    """The trial of a candidate that had failed at run time has ended."""
+
+    model: str
+    candidate: Candidate
+    refusal: str | None
+    """None: it passed."""
+
+
+PreparationNote = FactsKnown | BundleOpened | TrialProgress | Prepared | PreparationFailed | TriedAgain
 Post = Callable[[PreparationNote], None]
 
 
 class StoppedPreparingError(HoldfastError):
     """The stop event was set."""
+
+
+class Turns:
+    """A lock whose waiters get it in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[threading.Lock] = deque()
+        self._changing = threading.Lock()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until it is this thread's turn; the block is it."""
+        self._take()
+        try:
+            yield
+        finally:
+            self._give()
+
+    def yield_(self) -> None:
+        """Let those that wait have a turn, and wait for the next; called within one."""
+        self._give()
+        self._take()
+
+    def _take(self) -> None:
+        mine = threading.Lock()
+        mine.acquire()
+        with self._changing:
+            self._waiting.append(mine)
+            if len(self._waiting) == 1:
+                return
+        mine.acquire()
+
+    def _give(self) -> None:
+        with self._changing:
+            self._waiting.popleft()
+            if self._waiting:
+                self._waiting[0].release()
 
 
 class Preparer:
@@ -99,13 +155,35 @@ class Preparer:
     Args:
         profile: The device profile that the operator named, if any.
         store: Where plans are kept.
+        prepared: Where what candidates compile is kept, a folder a plan; None: nothing is kept.
+        runtimes: The operator's `device.runtimes`.
+        profiles: A folder with profiles of the operator's own, if any.
+        tried: Which devices have worked at an earlier start; None: all are tried at each.
+        asked: What the operator's file says of each model; the defaults for one that it does not name.
     """
 
-    def __init__(self, profile: str | None, store: PlanStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        profile: str | None,
+        store: PlanStore,
+        clock: Clock,
+        *,
+        prepared: Path | None = None,
+        runtimes: Sequence[str] = (),
+        profiles: Path | None = None,
+        tried: Tried | None = None,
+        asked: Mapping[str, Asked] | None = None,
+    ) -> None:
         self._profile_name = profile
+        self._profiles = profiles
+        self._tried = tried
         self._store = store
         self._clock = clock
-        self._measuring = threading.Lock()
+        self._prepared = prepared
+        self._runtimes = tuple(runtimes)
+        self._asked = dict(asked or {})
+        self._measuring = Turns()
+        self._probing = threading.Lock()
         self._known: tuple[Facts, Profile] | None = None
 
     def device(self, stop: threading.Event) -> tuple[Facts, Profile]:
@@ -114,17 +192,30 @@ class Preparer:
         Raises:
             HoldfastError: the profiles do not fit; or the probe was stopped.
         """
-        if (known := self._known) is None:
-            facts = probe_facts(stop=stop)
-            if stop.is_set():
-                raise StoppedPreparingError("stopped while looking at the hardware")
-            known = facts, select(facts, load_profiles([resources.device_profiles()]), self._profile_name).profile
-            self._known = known
-        return known
+        with self._probing:
+            if (known := self._known) is None:
+                facts, selection = recognise(
+                    self._runtimes, self._profile_name, profiles=self._profiles, tried=self._tried, stop=stop
+                )
+                if stop.is_set():
+                    raise StoppedPreparingError("stopped while looking at the hardware")
+                self._known = known = facts, selection.profile
+            return known
 
     def look_again(self) -> None:
-        """Forget what this device is: a driver that came late may change it."""
-        self._known = None
+        """Forget what this device is and what worked on it: a driver that came late, or went, may change it."""
+        with self._probing:
+            self._known = None
+            if self._tried:
+                self._tried.forget()
+
+    def demand(self, model: str, stop: threading.Event) -> Demand:
+        """Return what a model's plan is to be made for here.
+
+        Raises:
+            HoldfastError: as `device`.
+        """
+        return self._asked.get(model, Asked()).demand(*self.device(stop))
 
     def variants_for(self, manifest: Manifest, stop: threading.Event) -> frozenset[str]:
         """Return the variants of a bundle that a plan for this device may choose: the others need not be fetched."""
@@ -134,7 +225,9 @@ class Preparer:
     def prepare(self, wanted: Wanted, stop: threading.Event, post: Post) -> Prepared:
         """Open the bundle, check what will be used of it, and return it with a stored or a measured plan.
 
-        One with a stored plan waits for no trial of another: the way back does not take as long as somebody's way in.
+        One with a stored plan waits for no trial of another: the way back does not take as long as somebody's way in. Where an
+        accelerator takes its time, what the CPU can do meanwhile is posted as `Prepared` too (`Plan.is_interim`); not while an
+        older bundle runs.
 
         Raises:
             BundleError: the bundle is damaged, or not what the release says.
@@ -142,23 +235,53 @@ class Preparer:
             StoppedPreparingError: `stop` was set.
         """
         facts, profile = self.device(stop)
+        demand = self.demand(wanted.model, stop)
         bundle = self._open(wanted, stop)
         post(BundleOpened(wanted, bundle))
-        if stored := stored_plan(bundle, facts, profile, self._store):
+        stored = None if wanted.is_again else stored_plan(bundle, facts, profile, self._store, demand=demand)
+        if stored:
             return Prepared(wanted, bundle, stored, was_stored=True)
-        with self._measuring:
+
+        def serve_meanwhile(plan: Plan) -> None:
+            if not (wanted.is_switch or wanted.is_again):
+                post(Prepared(wanted, bundle, plan, was_stored=False))
+            self._measuring.yield_()
+
+        with self._measuring.turn():
             plan = make_plan(
                 bundle,
                 facts,
                 profile,
                 self._store,
                 self._clock,
+                demand=demand,
+                prepared=self._prepared,
                 progress=lambda each: post(TrialProgress(wanted.model, each)),
+                interim=serve_meanwhile,
                 stop=stop,
+                again=wanted.is_again,
             )
         if plan is None:
             raise StoppedPreparingError("stopped while measuring")
         return Prepared(wanted, bundle, plan, was_stored=False)
+
+    def prepared_for(self, plan: Plan) -> Path | None:
+        """Return the folder of what a plan's candidates compiled."""
+        return self._prepared / plan.key if self._prepared else None
+
+    def try_again(self, bundle: Bundle, plan: Plan, candidate: Candidate, stop: threading.Event) -> str | None:
+        """Hold one trial of a candidate of a plan. Return why it is refused; None where it passed.
+
+        Raises:
+            StoppedPreparingError: `stop` was set.
+        """
+        profile = self.device(stop)[1]
+        with self._measuring.turn():
+            ask = Ask(prepared=self.prepared_for(plan))
+            outcome = run_trial(bundle.folder, candidate, profile.limits, stop, ask=ask)
+        if stop.is_set():
+            raise StoppedPreparingError("stopped while measuring")
+        return judge(outcome, profile, bundle.manifest).refusal
 
     def _open(self, wanted: Wanted, stop: threading.Event) -> Bundle:
         if wanted.slot is None:
@@ -174,19 +297,19 @@ class Preparer:
 
 
 class Preparation:
-    """The thread that prepares models one after another.
+    """The thread that prepares one model.
 
     Args:
-        wanted: What to prepare, in this order.
+        wanted: What to prepare.
         post: Takes each note, in the preparing thread; should only hand over.
     """
 
-    def __init__(self, wanted: Sequence[Wanted], preparer: Preparer, *, post: Post) -> None:
-        self._wanted = tuple(wanted)
+    def __init__(self, wanted: Wanted, preparer: Preparer, *, post: Post) -> None:
+        self._wanted = wanted
         self._preparer = preparer
         self._post = post
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"preparation-{wanted.model}", daemon=True)
 
     def start(self) -> None:
         """Begin."""
@@ -208,21 +331,35 @@ class Preparation:
 
     def _run(self) -> None:
         try:
-            self._post(FactsKnown(self._preparer.device(self._stop)[0]))
+            self._prepare()
         except StoppedPreparingError:
             return
         except HoldfastError as error:
-            for wanted in self._wanted:
-                self._post(PreparationFailed(wanted, error))
-            return
-        for wanted in self._wanted:
-            try:
-                self._post(self._preparer.prepare(wanted, self._stop, self._post))
-            except StoppedPreparingError:
-                return
-            except HoldfastError as error:
-                self._post(PreparationFailed(wanted, error))
-            except Exception as error:  # the top of a thread: one model's trouble must not silence the others
-                log.exception("preparing model %s failed", wanted.model)
-                unknown = HoldfastError(f"{type(error).__name__}: {error}", where=wanted.bundle)
-                self._post(PreparationFailed(wanted, unknown))
+            self._fail(error)
+        except Exception as error:  # the top of a thread: core must hear of it
+            log.exception("preparing model %s failed", self._wanted.model)
+            self._fail(HoldfastError(f"{type(error).__name__}: {error}", where=self._wanted.bundle))
+
+    def _prepare(self) -> None:
+        self._post(FactsKnown(self._preparer.device(self._stop)[0]))
+        self._post(self._preparer.prepare(self._wanted, self._stop, self._post))
+
+    def _fail(self, error: HoldfastError) -> None:
+        self._post(PreparationFailed(self._wanted, error))
+
+
+class Retrial(Preparation):
+    """The thread that holds one trial of a candidate that failed at run time, and posts `TriedAgain`."""
+
+    def __init__(self, prepared: Prepared, candidate: Candidate, preparer: Preparer, *, post: Post) -> None:
+        super().__init__(prepared.wanted, preparer, post=post)
+        self._prepared = prepared
+        self._candidate = candidate
+
+    def _prepare(self) -> None:
+        prepared = self._prepared
+        refusal = self._preparer.try_again(prepared.bundle, prepared.plan, self._candidate, self._stop)
+        self._post(TriedAgain(self._wanted.model, self._candidate, refusal))
+
+    def _fail(self, error: HoldfastError) -> None:
+        self._post(TriedAgain(self._wanted.model, self._candidate, str(error)))

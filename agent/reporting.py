@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -20,6 +20,7 @@ from agent.health.conditions import Conditions
 from agent.mqtt.link import Link
 from agent.mqtt.topics import Topics
 from agent.outbox.outbox import OutboxStats
+from agent.pipeline.messages import Ready, SessionFacts
 from agent.pipeline.workers import Workers
 from agent.status import LinkStatus, ModelStatus, OutboxStatus, PipelineStatus, Status
 
@@ -93,7 +94,8 @@ class Reporter:
         for worker in workers.status():
             self.update_model(
                 worker.model,
-                nodes=worker.ready["nodes"] if worker.ready else None,
+                session=_session(worker.ready),
+                used=worker.job.candidate,
                 worker_pid=worker.pid,
                 worker_rss_bytes=worker.beat["rss_bytes"] if worker.beat else 0,
                 restarts=worker.restarts,
@@ -128,3 +130,10 @@ class Reporter:
         if now_s >= self._next_metrics_s:
             self._next_metrics_s = now_s + METRICS_PERIOD_S
             link.publish(self._topics.metrics, json.dumps(self.status.metrics()).encode())
+
+
+def _session(ready: Ready | None) -> SessionFacts | None:
+    """Return what a worker's session is, without the message's own words."""
+    if ready is None:
+        return None
+    return cast("SessionFacts", {key: ready[key] for key in SessionFacts.__annotations__})  # type: ignore[literal-required]

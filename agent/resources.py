@@ -23,6 +23,11 @@ def device_profiles() -> Path:
     return root() / "device_profiles"
 
 
+def probe_model() -> Path:
+    """Return the tiny model that devices are tried with (`agent.device.runtimes.probemodel`)."""
+    return root() / "agent" / "device" / "runtimes" / "probe.onnx"
+
+
 def shipped_bundle(name: str) -> Path:
     """Return the folder of a built bundle that ships with Holdfast, such as `parcels` or `bearing`."""
     return root() / "bundles" / "recipes" / name / "built"

@@ -24,6 +24,8 @@ class DeviceSettings(BaseModel):
     """The id in topics and events; made at the first start and kept where it is not given."""
     profile: str | None = None
     """A device profile's name, instead of the best match."""
+    profiles: Path | None = None
+    """A folder with device profiles of your own; one of the same name replaces a shipped one."""
     runtimes: tuple[str, ...] = ()
     """Runtimes beside those that are found by themselves: `folder:<path>` (another ONNX Runtime wheel, installed into a folder of
     its own), `plugin:<path of an execution provider's library>`, or `virtual:<file>` of the simulator."""

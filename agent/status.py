@@ -14,7 +14,7 @@ from agent.bundle.manifest import Variant
 from agent.device.facts import Facts
 from agent.device.plan import Candidate, Measurement, Outcome, Plan
 from agent.health.conditions import Condition
-from agent.pipeline.messages import PipelineBeat
+from agent.pipeline.messages import PipelineBeat, SessionFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,51 @@ class ModelStatus:
     version: str = ""
     digest: str = ""
     trying: Candidate | None = None
+    is_loading: bool = False
+    """The one that is tried is being loaded and compiled; else it is being measured."""
     outcomes: tuple[Outcome, ...] = ()
     plan: Plan | None = None
     plan_is_stored: bool = False
     """The plan was measured at an earlier start."""
     variant: Variant | None = None
     """The one that the plan chose: opset, inputs and outputs as they are pinned."""
-    nodes: dict[str, int] | None = None
-    """Where the running session's graph nodes went, by provider; None while none runs."""
+    session: SessionFacts | None = None
+    """What the running session really is; None while none runs."""
+    used: Candidate | None = None
+    """The candidate that the worker was given last: the plan's choice, or what took over from it."""
+    degraded: str = ""
+    """Why something else than the plan's choice runs; empty where the choice does."""
+    degraded_count: int = 0
+    """How often a failure at run time was answered with another candidate, since the plan."""
     worker_pid: int | None = None
     worker_rss_bytes: int = 0
     restarts: int = 0
+
+    @property
+    def nodes(self) -> dict[str, int] | None:
+        """Where the running session's graph nodes went, by provider; None while none runs."""
+        return self.session["nodes"] if self.session else None
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the model does not run on what was asked for; None where it does, or nothing is known yet."""
+        return self.degraded or (self.plan.fallback if self.plan else None) or None
+
+    @property
+    def meanwhile(self) -> str:
+        """What is still being prepared while something else serves, in words; empty where nothing is."""
+        if self.plan is None or not self.plan.is_interim:
+            return ""
+        what = self.trying.label if self.trying else self.plan.requested or "an accelerator"
+        does = "compiling" if self.is_loading else "measuring"
+        return f"{does} {what}, running on {self.plan.chosen.label} meanwhile"
+
+    @property
+    def time_share(self) -> dict[str, float]:
+        """Share of a run's time by provider, as the plan's trial traced it; empty where it did not."""
+        outcomes = self.plan.outcomes if self.plan else ()
+        measured = (each.measurement for each in outcomes if each.candidate == self.used and each.measurement)
+        return next((each.time_share for each in measured), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +145,7 @@ class Status:
             "core_rss_bytes": self.core_rss_bytes,
             "worker_rss_bytes": {model.name: model.worker_rss_bytes for model in self.models},
             "restarts": {model.name: model.restarts for model in self.models},
+            "models": {model.name: _model_metrics(model) for model in self.models},
         }
 
 
@@ -122,12 +157,45 @@ def _model_info(model: ModelStatus) -> dict[str, Any]:
         "digest": model.digest,
         "opset": model.variant.opset if model.variant else None,
         "inputs": [spec.model_dump() for spec in model.variant.inputs] if model.variant else None,
-        "requested": asdict(plan.chosen) if plan else None,
+        "requested": _requested(model),
+        "actual": model.session,
+        "fallback": model.fallback,
+        "meanwhile": model.meanwhile or None,
         "nodes": model.nodes,
+        "time_share": model.time_share,
         "reason": plan.reason if plan else None,
         "profile": plan.profile if plan else None,
         "runtime": plan.runtime_version if plan else None,
         "candidates": [_outcome_info(outcome) for outcome in plan.outcomes] if plan else [],
+    }
+
+
+def _requested(model: ModelStatus) -> dict[str, Any] | None:
+    """Return what was asked for in words, what the plan chose of it, and what the worker was given last."""
+    plan, used = model.plan, model.used
+    if plan is None:
+        return None
+    return {
+        "run_on": plan.demand.run_on,
+        "what": plan.requested,
+        "chosen": asdict(plan.chosen),
+        "used": asdict(used) if used else None,
+    }
+
+
+def _model_metrics(model: ModelStatus) -> dict[str, Any]:
+    """Return by numbers and names what a session was to be and what it is. Both are null while none runs."""
+    session = model.session
+    return {
+        "requested": model.used.label if model.used else None,
+        "actual": f"{session['provider']} {session['device_type']}" if session else None,
+        "variant": session["variant"] if session else None,
+        "is_fallback": model.fallback is not None,
+        "is_interim": bool(model.meanwhile),
+        "nodes": session["nodes"] if session else {},
+        "partitions": session["partitions"] if session else {},
+        "time_share": model.time_share,
+        "degraded": model.degraded_count,
     }
 
 

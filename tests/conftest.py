@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,18 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("HOLDFAST_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         missing(f"the test data folder ({folder}); set HOLDFAST_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def accelerators() -> Path:
+    """Return the folder that `make accelerators` fills: `plugins` (onnxruntime-qnn, onnxruntime-ep-openvino), and `openvino`,
+    the classic wheel, which must not meet the ONNX Runtime of this process."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("the vendors' providers run on Linux x86-64 only")
+    folder = Path(os.environ.get("HOLDFAST_ACCELERATORS", REPOSITORY / ".accelerators"))
+    if not all((folder / name).is_dir() for name in ("plugins", "openvino")):
+        missing(f"the providers in {folder}: make accelerators")
     return folder
 
 

@@ -47,6 +47,8 @@ class TensorSpec(_Document):
     dtype: str
     """As numpy spells it: `float32`, `uint8`, `int64`."""
     shape: tuple[int, ...]
+    bounds: dict[int, tuple[int, int]] = {}
+    """For an axis that may vary, the smallest and the largest size that the bundle was built for."""
 
 
 class ImageInput(_Document):
@@ -126,6 +128,13 @@ class Variant(_Document):
     outputs: tuple[TensorSpec, ...]
     accuracy: Accuracy | None = None
     """None for fp32, the reference, and in a bundle without golden samples."""
+    float_layers: tuple[str, ...] = ()
+    """Layers of an INT8 variant that the builder left in float32, since it missed its gate with them in eight bits."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every input has one shape; some providers compile for nothing else."""
+        return all(size > 0 for spec in self.inputs for size in spec.shape)
 
 
 class RefusedVariant(_Document):
@@ -134,6 +143,23 @@ class RefusedVariant(_Document):
     name: str
     reason: str
     accuracy: Accuracy | None = None
+
+
+class Agreement(_Document):
+    """How close fp32's answers on a device must come to the golden ones, where the defaults do not fit the task.
+
+    For `fp32` and `fp32-fused`, also where an accelerator computes them with fewer bits: what a quantized variant may lose is its
+    `accuracy.gate`.
+    """
+
+    iou: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Two boxes are the same object from this overlap on; 0.95 where nothing is given."""
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest difference of two scores; 0.02 where nothing is given."""
+    relative: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest difference of two anomaly scores as a share of the larger; 0.01 where nothing is given."""
+    required: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The least share of answers that are the same; 0.99 where nothing is given."""
 
 
 class GoldenSample(_Document):
@@ -156,6 +182,8 @@ class Manifest(_Document):
     variants: tuple[Variant, ...]
     refused: tuple[RefusedVariant, ...] = ()
     golden: tuple[GoldenSample, ...] = ()
+    agreement: Agreement | None = None
+    """How close fp32 must come to the golden answers on a device; None: as close as the order of additions allows."""
     max_p99_ms: float | None = None
     """The bundle's own latency gate."""
     source_sha256: Sha256 | None = None

@@ -41,10 +41,12 @@ def run_all(configuration: Configuration, clock: Clock) -> Iterator[Check]:
     from agent.cli.updatechecks import update_checks
 
     yield from update_checks(configuration, clock)
-    from agent.device.probing import probe_facts
+    from agent.cli.acceleratorchecks import accelerator_checks
+    from agent.device.recognition import look
 
-    facts = probe_facts()
+    facts = look(settings.device.runtimes)
     yield from device(facts, settings.device.profile)
+    yield from accelerator_checks(facts, settings.state_dir)
     for name, camera in settings.cameras.items():
         yield _source("camera", name, camera, configuration)
     for name, sensor in settings.sensors.items():
@@ -148,7 +150,7 @@ def device(facts: Facts, profile_name: str | None) -> Iterator[Check]:
         yield failed("profile", error)
         return
     yield Check("profile", "ok", f"{profile.name}: {profile.description}")
-    present = {each.provider for each in facts.ep_devices}
+    present = {each.provider for each in facts.ep_devices if each.unusable is None}
     wanted = list(dict.fromkeys(candidate.provider for candidate in profile.candidates))
     lacking = [provider for provider in wanted if provider not in present]
     text = f"ONNX Runtime {facts.runtime_version}: {', '.join(sorted(present)) or 'no provider'}"

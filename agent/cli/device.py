@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.cli.output import print_json
+from agent.cli.thisdevice import ConfigOption, settings_if_any
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agent.device.facts import EpDevice, Facts
+    from agent.device.facts import Accelerator, EpDevice, Facts
 
 app = typer.Typer(help="What this device is: processor, memory, accelerators, cameras.", no_args_is_help=True)
 
@@ -23,19 +25,44 @@ def _group() -> None:
 @app.command()
 def show(
     *,
+    config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds that drivers get to answer.")] = 20.0,
 ) -> None:
-    """Probe the device and show what was found."""
-    from agent.device.probing import probe_facts
+    """Probe the device, try every accelerator, and show what was found."""
+    from agent.device.recognition import look
 
-    facts = probe_facts(timeout_s)
+    facts = look(settings_if_any(config).device.runtimes, timeout_s)
     if as_json:
-        typer.echo(json.dumps(facts.to_json(), indent=2, ensure_ascii=False))
+        print_json(facts.to_json())
         return
     from rich.console import Console
 
     Console().print(facts_table(facts))
+
+
+@app.command()
+def accept(
+    *,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say that the accelerators are as they should be now: what is gone is expected no more, what does not work may stay so."""
+    from agent.device.absence import Absence, accepted
+    from agent.device.recognition import look
+    from agent.paths import open_state
+
+    settings = settings_if_any(config)
+    absence = Absence(open_state(settings.state_dir).accelerators)
+    before, after = absence.load(), accepted(look(settings.device.runtimes))
+    absence.write(after)
+    gone = sorted(set(before.present) - set(after.present) - set(after.accepted))
+    if as_json:
+        print_json({"expected": after.present, "unusable": after.accepted, "gone": gone})
+        return
+    for title, keys in (("expected", after.present), ("may be unusable", after.accepted), ("expected no more", gone)):
+        typer.echo(f"{title}: {', '.join(keys) or 'none'}")
+    typer.echo("An agent that runs takes this at its next start.")
 
 
 def facts_table(facts: Facts) -> Table:
@@ -62,7 +89,11 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("Memory", _memory(facts)),
         ("Runtime", f"ONNX Runtime {facts.runtime_version}" if facts.runtime_version else "none: see the findings"),
     ]
-    rows += [("Device", _ep_device(device)) for device in facts.ep_devices]
+    rows += [("Device", _ep_device(each)) for each in facts.ep_devices if each.unusable is None]
+    rows += [
+        ("Unusable", f"{_ep_device(each)}: {each.unusable}") for each in facts.ep_devices if each.unusable is not None
+    ]
+    rows += [("Accelerator", _accelerator(facts, each)) for each in facts.accelerators]
     rows += [("Camera", f"{camera.path}  {camera.name}") for camera in facts.cameras] or [("Camera", "none found")]
     rows += [("Temperature", f"{zone.name} {zone.celsius:.1f} °C") for zone in facts.thermal_zones]
     rows += [("Finding", f"{finding.probe}: {finding.text}") for finding in facts.findings]
@@ -88,7 +119,23 @@ def _memory(facts: Facts) -> str:
 
 
 def _ep_device(device: EpDevice) -> str:
+    from agent.device.facts import BUILT_IN
+
     words = [device.provider, device.device_type, device.vendor, device.name]
     if device.driver_version:
         words.append(f"driver {device.driver_version}")
+    if device.runtime != BUILT_IN:
+        words.append(f"by {device.runtime} {device.library_version}".rstrip())
     return " ".join(word for word in words if word)
+
+
+def _accelerator(facts: Facts, accelerator: Accelerator) -> str:
+    """Say what the operating system knows of it, who uses it, and where nobody does, what to install."""
+    text = f"{accelerator.name}, " + (
+        f"driver {accelerator.driver} {accelerator.driver_version}".rstrip() if accelerator.driver else "no driver"
+    )
+    if accelerator in facts.unused_accelerators:
+        return f"{text}: nothing uses it; {accelerator.hint}"
+    served = [each for each in facts.ep_devices if accelerator.is_served_by(each)]
+    users = dict.fromkeys(each.provider for each in served if each.unusable is None)
+    return f"{text}: used by {', '.join(users)}" if users else f"{text}: cannot be used, see above; {accelerator.hint}"

@@ -38,11 +38,12 @@ def doctor(
 
 
 def _checks(config: Path | None) -> Iterator[Check]:
+    from agent.cli.acceleratorchecks import accelerator_checks
     from agent.cli.check import Check
     from agent.cli.checks import clock_check, device, run_all, state
     from agent.clock import SystemClock
     from agent.config import file as configfile
-    from agent.device.probing import probe_facts
+    from agent.device.recognition import look
 
     clock = SystemClock()
     try:
@@ -53,7 +54,9 @@ def _checks(config: Path | None) -> Iterator[Check]:
             yield Check("configuration", "fail", f"{problem.where}: {key}{problem.message}", problem.hint)
         yield clock_check(clock)
         yield state(None, 0)
-        yield from device(probe_facts(), None)
+        facts = look()
+        yield from device(facts, None)
+        yield from accelerator_checks(facts, None)
         return
     yield from run_all(configuration, clock)
 

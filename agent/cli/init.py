@@ -42,7 +42,7 @@ def init(
 
     if not force:
         _refuse_existing(output)
-    facts = probe_facts(timeout_s)
+    facts = probe_facts(timeout_s=timeout_s)
     text = first_file(facts, platform.node())
     _write(output, text, is_forced=force)
     if as_json:

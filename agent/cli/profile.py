@@ -97,10 +97,11 @@ def check(
 @app.command()
 def explain(*, folder: Folder = None, as_json: AsJson = False) -> None:
     """Say which profiles this device gets, for its processor and its accelerators, and why no others."""
-    from agent.device.probing import probe_facts
+    from agent.cli.thisdevice import settings_if_any
     from agent.device.profiles import select
+    from agent.device.recognition import look
 
-    selection = select(probe_facts(), load(folder))
+    selection = select(look(settings_if_any(None).device.runtimes), load(folder))
     if as_json:
         verdicts = [
             {"profile": each.profile, "selected": each.is_selected, "matches": each.is_match, "text": each.text}

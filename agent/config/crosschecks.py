@@ -35,6 +35,7 @@ def check(settings: Settings, place: Place, *, for_run: bool = True) -> Found:
         found.errors.extend(_missing_bundles(settings, place))
         found.errors.extend(_no_way_to_releases(settings, place))
     found.errors.extend(_half_a_certificate(settings, place))
+    found.errors.extend(_no_profiles_there(settings, place))
     found.errors.extend(_names_used_twice(settings, place))
     for path, pipeline in _pipelines(settings):
         found.errors.extend(_model_of(settings, path, pipeline, place))
@@ -75,6 +76,12 @@ def _half_a_certificate(settings: Settings, place: Place) -> Iterator[Problem]:
         if file is not None and not file.is_file():
             path = ("mqtt", "tls", name)
             yield Problem(place(path), spell(path), f"there is no file {file}", "correct the path")
+
+
+def _no_profiles_there(settings: Settings, place: Place) -> Iterator[Problem]:
+    folder, path = settings.device.profiles, ("device", "profiles")
+    if folder is not None and not folder.is_dir():
+        yield Problem(place(path), spell(path), f"there is no folder {folder}", "correct the path")
 
 
 def _missing_bundles(settings: Settings, place: Place) -> Iterator[Problem]:

@@ -233,6 +233,7 @@ class _Reader:
 def resolve_paths(data: MutableMapping[str, Any], folder: Path) -> None:
     """Make the relative paths in a file's values absolute, in place: they are relative to the file's own folder."""
     _resolve(data, "state_dir", folder)
+    _resolve(data.get("device"), "profiles", folder)
     mqtt = data.get("mqtt")
     tls = mqtt.get("tls") if isinstance(mqtt, dict) else None
     for key in ("ca", "cert", "key"):

@@ -10,6 +10,18 @@ from typing import Any
 BUILT_IN = "built-in"
 """The runtime whose providers come inside the installed ONNX Runtime wheel."""
 
+VENDOR_OF_PROVIDER = {
+    "CUDAExecutionProvider": "NVIDIA", "TensorrtExecutionProvider": "NVIDIA", "NvTensorRTRTXExecutionProvider": "NVIDIA",
+    "OpenVINOExecutionProvider": "Intel", "MIGraphXExecutionProvider": "AMD", "ROCMExecutionProvider": "AMD",
+    "VitisAIExecutionProvider": "AMD", "QNNExecutionProvider": "Qualcomm", "CoreMLExecutionProvider": "Apple",
+    "RknpuExecutionProvider": "Rockchip",
+}  # fmt: skip
+"""Whose hardware a provider drives. Those that are not here (DirectML, WebGPU, NNAPI) drive anybody's."""
+
+_CHANGES_WITH_A_START = frozenset({"luid", "card_idx", "pci_bus_id", "dxgiadapternumber", "dxgihighperformanceindex"})
+"""Metadata that ONNX Runtime's device discovery gives and that names a device for this start only: Windows hands out a new
+LUID with each start of the driver, Linux numbers cards in the order in which their drivers came."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
@@ -45,6 +57,11 @@ class EpDevice:
     unusable: str | None = None
     """Why no session could be made on it, in the driver's own words; None where a session was made and run."""
 
+    @property
+    def is_plain_cpu(self) -> bool:
+        """Whether it is ONNX Runtime's own CPU provider, which is always there and accelerates nothing."""
+        return self.provider == "CPUExecutionProvider"
+
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
@@ -58,7 +75,13 @@ class Accelerator:
     """The kernel's driver that is bound to it, such as `intel_vpu`, `amdgpu` or `nvidia`; empty where none is."""
     driver_version: str = ""
     provider: str = ""
-    """What would use it, such as `OpenVINOExecutionProvider`, and is worth a hint where it is not installed."""
+    """What would use it, such as `OpenVINOExecutionProvider`; empty where nothing in ONNX Runtime does."""
+    hint: str = ""
+    """What to install, or to do, where no provider uses it."""
+
+    def is_served_by(self, device: EpDevice) -> bool:
+        """Whether a provider's device is this one, as far as its kind and its vendor tell."""
+        return device.device_type == self.kind and VENDOR_OF_PROVIDER.get(device.provider, self.vendor) == self.vendor
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +133,58 @@ class Facts:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of what decides speed. Cameras, temperatures and findings come and go and are left out.
+        """A digest of what decides speed, the same at every start of the same device with the same drivers.
 
-        Memory counts in whole GiB: what a kernel keeps for itself changes a little from one boot to the next.
+        Cameras, temperatures and findings come and go and are left out, and so are the order in which drivers list their
+        devices, numbers that are given out anew at each start, and an accelerator of the operating system's list that no
+        provider uses. Memory counts in whole GiB: what a kernel keeps for itself changes a little from one boot to the next.
         """
-        deciding = {
-            key: value
-            for key, value in asdict(self).items()
-            if key not in ("cameras", "thermal_zones", "findings", "runtime_version", "os_version")
-        }
-        for device in deciding["ep_devices"]:
-            device["unusable"] = device["unusable"] is not None  # a driver's words may hold addresses and times
+        return self._digest(is_usability_told=True)
+
+    @property
+    def hardware_fingerprint(self) -> str:
+        """The fingerprint without whether each device can be used: what is known before any is tried."""
+        return self._digest(is_usability_told=False)
+
+    def _digest(self, *, is_usability_told: bool) -> str:
+        left_out = ("cameras", "thermal_zones", "findings", "runtime_version", "os_version")
+        deciding = {key: value for key, value in asdict(self).items() if key not in left_out}
         deciding["memory_bytes"] = round(self.memory_bytes / 2**30)
+        deciding["ep_devices"] = sorted(
+            _stable(device, is_usability_told=is_usability_told) for device in self.ep_devices
+        )
+        deciding["accelerators"] = sorted(
+            [each.kind, each.vendor, each.name, each.driver, each.driver_version]
+            for each in self.accelerators
+            if any(each.is_served_by(device) for device in self.ep_devices)
+        )
         text = json.dumps(deciding, sort_keys=True, default=sorted)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def unused_accelerators(self) -> tuple[Accelerator, ...]:
+        """Those that the operating system lists and no provider offers, each with a hint what to install."""
+        return tuple(
+            each for each in self.accelerators if not any(each.is_served_by(device) for device in self.ep_devices)
+        )
+
+    @property
+    def devices_here(self) -> tuple[EpDevice, ...]:
+        """Those of `ep_devices` that are here, whether or not they can be used.
+
+        A provider of the older kind tells no devices, so that all it could drive are tried: a GPU or an NPU that it cannot use
+        and that nobody else has seen either is not here, and nothing is missing.
+        """
+        return tuple(each for each in self.ep_devices if each.unusable is None or self._is_really_there(each))
+
+    @property
+    def unusable_devices(self) -> tuple[EpDevice, ...]:
+        """Those on which nothing runs though they should: it is said why."""
+        return tuple(each for each in self.devices_here if each.unusable is not None)
+
+    def _is_really_there(self, device: EpDevice) -> bool:
+        was_listed = bool(device.vendor or device.name or device.metadata)
+        return was_listed or device.device_type == "cpu" or any(each.is_served_by(device) for each in self.accelerators)
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts and the fingerprint as JSON-ready values."""
@@ -131,3 +192,11 @@ class Facts:
             **json.loads(json.dumps(asdict(self), default=sorted)),
             "fingerprint": self.fingerprint,
         }
+
+
+def _stable(device: EpDevice, *, is_usability_told: bool) -> str:
+    """Return what counts of a device as text. A driver's words hold addresses and times: only whether it works counts."""
+    values = asdict(device)
+    values["unusable"] = is_usability_told and device.unusable is not None
+    values["metadata"] = sorted(pair for pair in device.metadata if pair[0].lower() not in _CHANGES_WITH_A_START)
+    return json.dumps(values, sort_keys=True)

@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from agent.device.facts import BUILT_IN
 
 Objective = Literal["latency", "throughput", "power"]
+Cause = Literal["absent", "lacking", "unusable", "failed", "memory", "wrong", "misplaced", "limit", "slow", "untried"]
+"""Why a candidate is refused. absent: no such device here; lacking: no such variant; unusable: the device is there and
+no session can be made on it; failed: the trial crashed, hung, took too long to compile or did not load; memory: it took
+more than it may; wrong: other answers; misplaced: most of the graph ran elsewhere; limit: a gate of p99 or temperature;
+slow: the CPU is better; untried: not measured."""
+FAULTS: frozenset[Cause] = frozenset({"unusable", "failed", "memory", "wrong", "misplaced"})
+"""Something is broken, and whoever paid for the accelerator wants to know."""
+PLAN_FORMAT = 2
+"""Of the stored form; plans of another one are measured anew."""
+SPINNING = ("session.intra_op.allow_spinning", "1")
+"""Threads wait for work without sleeping: 4 to 16 times the CPU of a paced camera's work (measured), so only where it pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """A short name for tables, such as `CPU int8 ×2` or `OpenVINO npu int8`."""
+        """A short name, such as `CPU int8 ×2` or `OpenVINO npu int8`. Beside others, `labels` tells them apart."""
         provider = self.provider.removesuffix("ExecutionProvider")
         if self.device_type == "cpu":
             return f"{provider} {self.variant} ×{self.threads}"
@@ -113,6 +125,10 @@ class Outcome:
     candidate: Candidate
     measurement: Measurement | None = None
     refusal: str | None = None
+    cause: Cause | None = None
+    """What kind of refusal it is; None where there is none."""
+    dropped_in: int | None = None
+    """The round of successive halving after which it was left behind, 1 the first; None: measured to the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +153,7 @@ class Plan:
     """Why the choice is not what was requested; None where it is."""
     is_interim: bool = False
     """Chosen among the CPU's candidates while an accelerator is still being compiled and measured; never stored."""
+    format: int = PLAN_FORMAT
 
     @property
     def key(self) -> str:
@@ -146,3 +163,48 @@ class Plan:
 def plan_key(fingerprint: str, bundle_digest: str, runtime_version: str, demand: Demand | None = None) -> str:
     """Return the name under which a plan is stored: it is void when any of these changes."""
     return f"{fingerprint}-{bundle_digest[:16]}-ort{runtime_version}-{(demand or Demand()).digest}"
+
+
+def labels(candidates: Iterable[Candidate]) -> dict[Candidate, str]:
+    """Return a name for each that no other has: its label, and what sets it apart from those that share it.
+
+    `OpenVINO gpu fp16 PRECISION=f16` stands beside `OpenVINO gpu fp16 PRECISION=f32`; one alone is `OpenVINO gpu fp16`.
+    """
+    alike: dict[str, list[Candidate]] = {}
+    for candidate in dict.fromkeys(candidates):
+        alike.setdefault(candidate.label, []).append(candidate)
+    names: dict[Candidate, str] = {}
+    for label, group in alike.items():
+        short = [" ".join([label, *_apart(candidate, group, is_short=True)]) for candidate in group]
+        if len(set(short)) < len(group):
+            short = [" ".join([label, *_apart(candidate, group, is_short=False)]) for candidate in group]
+        names |= zip(group, short, strict=True)
+    return names
+
+
+def _apart(candidate: Candidate, group: Sequence[Candidate], *, is_short: bool) -> list[str]:
+    """Return the options, the threads and the runtime, as far as not all of the group have them in common."""
+    shared = set.intersection(*({*each.options, *each.session_options} for each in group))
+    words = [
+        _short_option(name, value) if is_short else f"{name}={value}"
+        for name, value in (*candidate.options, *candidate.session_options)
+        if (name, value) not in shared
+    ]
+    if any(each.threads != candidate.threads for each in group):
+        words.append(f"×{candidate.threads}")
+    if any(each.runtime != candidate.runtime for each in group):
+        words.append(f"({candidate.runtime.replace(':', '/').rpartition('/')[2] if is_short else candidate.runtime})")
+    return words
+
+
+def _short_option(name: str, value: str) -> str:
+    """Return an option in a word: OpenVINO's `load_config={"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}` is `bf16`."""
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    return ",".join(_leaves(found)) if isinstance(found, dict) else f"{name.rpartition('.')[2]}={value}"
+
+
+def _leaves(value: object) -> list[str]:
+    return [leaf for each in value.values() for leaf in _leaves(each)] if isinstance(value, dict) else [str(value)]

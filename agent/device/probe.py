@@ -1,31 +1,98 @@
-"""The probe: a short-lived child that asks the operating system and ONNX Runtime what is here, and says it once.
+"""The probe: short-lived children that ask the operating system and the runtimes what is here, each one question.
 
-Drivers that it wakes may crash or hang; that is why it is a process of its own. `agent.device.probing` is the
-parent's side.
+Drivers that they wake may crash or hang; that is why each question has a process of its own. `agent.device.probing` is the
+parent's side. Questions: `gather` (the operating system's facts and the built-in runtime's devices), `list` (another
+runtime's devices), `try` (can one device make a session, and does it compute?).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
-from agent.childprocess import open_parent_link
-from agent.device.facts import Facts, Finding
+from agent import resources
+from agent.childprocess import Message, answer_once
+from agent.device.facts import BUILT_IN, Facts, Finding
 from agent.device.hardware.gathering import gather
+from agent.device.plan import Candidate
+from agent.errors import HoldfastError
+
+if TYPE_CHECKING:
+    from agent.device.runtimes.runtime import RuntimeSession
+
+NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
+LEFT_NODES = "fallback to CPU EP has been explicitly disabled"
+"""How ONNX Runtime says that a provider did not take every node."""
 
 
 def main() -> None:
-    """Gather the facts, send them as `{"is": "facts", …}`, and end. A parent that goes away ends this process too."""
-    link = open_parent_link()
-    link.leave_with_parent()
-    link.send({"is": "facts", "facts": with_runtime(gather()).to_json()})
+    """Answer one question and end. A parent that goes away ends this process too."""
+    answer_once(answer)
+
+
+def answer(question: Message) -> Message:
+    """Answer `gather`, `list` or `try`."""
+    match question.get("is"):
+        case "gather":
+            return {"is": "facts", "facts": with_runtime(gather()).to_json()}
+        case "list":
+            return list_devices(str(question["runtime"]))
+        case "try":
+            candidate = Candidate(
+                str(question["provider"]), str(question["device_type"]), "probe", 1, runtime=str(question["runtime"])
+            )
+            return {"is": "tried", "unusable": try_device(candidate)}
+    return {"is": "failed", "text": f"no question: {question}"}
 
 
 def with_runtime(facts: Facts) -> Facts:
-    """Add what ONNX Runtime offers. A runtime that cannot be imported is a finding; one that crashes takes us along."""
+    """Add what the built-in runtime offers. One that cannot be imported is a finding; one that crashes takes us along."""
     try:
-        from agent.device.runtimes import onnx_devices as runtimes
+        from agent.device.runtimes.catalogue import open_runtime
 
-        return replace(facts, runtime_version=runtimes.runtime_version(), ep_devices=runtimes.ep_devices())
+        runtime = open_runtime(BUILT_IN)
+        return replace(facts, runtime_version=runtime.version, ep_devices=runtime.devices())
     except Exception as error:  # noqa: BLE001  whatever a driver's binding throws, the other facts are wanted
-        finding = Finding("runtime", f"{type(error).__name__}: {error}")
-        return replace(facts, findings=(*facts.findings, finding))
+        return replace(facts, findings=(*facts.findings, Finding("runtime", _text(error))))
+
+
+def list_devices(runtime_id: str) -> Message:
+    """Open another runtime and list its devices."""
+    try:
+        from agent.device.runtimes.catalogue import open_runtime
+
+        return {"is": "devices", "devices": [asdict(device) for device in open_runtime(runtime_id).devices()]}
+    except Exception as error:  # noqa: BLE001  a vendor's library may throw anything
+        return {"is": "failed", "text": _text(error)}
+
+
+def try_device(candidate: Candidate) -> str | None:
+    """Make a session for the tiny model, run it once and compare; return what is wrong, None where nothing is."""
+    from agent.device.runtimes.catalogue import open_runtime
+    from agent.device.runtimes.runtime import Opening
+
+    path = resources.probe_model()
+    try:
+        runtime = open_runtime(candidate.runtime)
+        try:
+            session = runtime.open(Opening(path, replace(candidate, session_options=(NO_FALLBACK,))))
+        except HoldfastError as error:
+            if LEFT_NODES not in str(error):
+                raise
+            # A provider that turns the layout round (XNNPACK) leaves its transpositions to the CPU; some node must be its own.
+            session = runtime.open(Opening(path, candidate))
+            if not session.assignment.nodes.get(candidate.provider):
+                raise
+        return _compute(session)
+    except Exception as error:  # noqa: BLE001  a vendor's library may throw anything
+        return _text(error)
+
+
+def _compute(session: RuntimeSession) -> str | None:
+    from agent.device.runtimes import probemodel
+
+    return probemodel.difference(session.run({probemodel.INPUT: probemodel.given()})[probemodel.OUTPUT])
+
+
+def _text(error: Exception) -> str:
+    return error.message if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"

@@ -1,61 +1,82 @@
-"""Core's side of the probe: starts the child, reads its facts, and turns a crash or a hang into a finding."""
+"""Core's side of the probe: asks children, and turns a crash, a hang or a lie into a finding or into an unusable device.
+
+First what is there: the operating system's facts and the built-in runtime in one child, each other runtime in a child of its
+own. Then whether it works: each kind of device but the plain CPU makes a session in a child of its own and computes something
+small. Two children at most run at a time.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent.childprocess import Child, Message
+from agent.childprocess import Child, Message, exit_text
 from agent.clock import SystemClock
-from agent.device.facts import Facts, Finding
+from agent.device.facts import BUILT_IN, EpDevice, Facts, Finding
 from agent.device.hardware.gathering import gather
+from agent.device.tried import DeviceKind, Tried, kind_of
 
 DEFAULT_TIMEOUT_S = 20.0
 """A vendor's driver may take several seconds to wake; the CPU alone takes 0.3 s."""
+TRY_TIMEOUT_S = 60.0
+"""For the first session on a device: TensorRT on a Jetson takes half a minute to load before it compiles anything."""
 LOOK_S = 0.05
 """How often the stop event is looked at."""
+AT_A_TIME = 2
+"""Children that run at once: a driver's start is mostly waiting, but small boards have little memory."""
+
+NO_DEVICE_HERE = {
+    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver",
+    "qnn": "it needs a Qualcomm chip and its drivers",
+    "tensorrt": "it needs an NVIDIA RTX card and its driver",
+}
+"""Why a plugin that loads well may have nothing to offer, by a part of its id."""
 
 _facts: TypeAdapter[Facts] = TypeAdapter(Facts)
+_devices: TypeAdapter[tuple[EpDevice, ...]] = TypeAdapter(tuple[EpDevice, ...])
+
+Answer: TypeAlias = Message | str
+"""What a child said, or what became of it."""
 
 
 def probe_facts(
-    timeout_s: float = DEFAULT_TIMEOUT_S, *, role: str = "probe", stop: threading.Event | None = None
+    runtimes: Sequence[str] = (BUILT_IN,),
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    *,
+    try_timeout_s: float = TRY_TIMEOUT_S,
+    tried: Tried | None = None,
+    role: str = "probe",
+    stop: threading.Event | None = None,
 ) -> Facts:
-    """Return what the probe found. Never raises for what a driver does.
+    """Return what is here and what of it works. Never raises for what a driver does.
 
-    When the child crashes, hangs or talks nonsense, the facts are those that need no native code, with a finding that
-    carries its last words; `ep_devices` is then empty and no candidate can run until the probe works.
+    A runtime whose child crashes, hangs or talks nonsense offers no devices and is a finding with its last words. Where that
+    is the built-in one, the facts are those that need no native code. A device that makes no session, crashes, hangs or
+    computes wrongly is there, with the reason in `unusable`.
 
     Args:
-        timeout_s: After this long the child is killed.
+        runtimes: Ids of `agent.device.runtimes.catalogue`; the built-in one is always asked.
+        timeout_s: After this long a child that lists devices is killed.
+        try_timeout_s: After this long a child that tries a device is killed.
+        tried: What worked at an earlier start, which is believed for this one; None: everything is tried.
         role: Another child role, for tests.
-        stop: When set, the child is killed within a tenth of a second; nobody wants the facts any more.
+        stop: When set, all children are killed within a tenth of a second, and the facts are as far as they came.
     """
-    answers: queue.SimpleQueue[Message | int] = queue.SimpleQueue()
-    child = Child(role, on_message=answers.put, on_exit=answers.put)
-    try:
-        answer = _wait(answers, timeout_s, stop or threading.Event())
-    finally:
-        child.kill()
-    if answer is None:
-        return _without_runtime(f"the probe gave no answer within {timeout_s:g} s and was killed", child)
-    if isinstance(answer, int):
-        how = f"was killed by signal {-answer}" if answer < 0 else f"ended with status {answer}"
-        return _without_runtime(f"the probe {how} before it answered", child)
-    return _read(answer, child)
-
-
-def _wait(answers: queue.SimpleQueue[Message | int], timeout_s: float, stop: threading.Event) -> Message | int | None:
-    clock = SystemClock()
-    deadline_s = clock.monotonic() + timeout_s
-    while not stop.is_set() and (left_s := deadline_s - clock.monotonic()) > 0:
-        with contextlib.suppress(queue.Empty):
-            return answers.get(timeout=min(LOOK_S, left_s))
-    return None
+    children = _Children(role, stop or threading.Event())
+    others = [runtime for runtime in dict.fromkeys(runtimes) if runtime != BUILT_IN]
+    questions: list[Message] = [{"is": "gather"}, *({"is": "list", "runtime": runtime} for runtime in others)]
+    gathered, *listed = children.ask_all(questions, timeout_s)
+    facts = _read_facts(gathered)
+    for runtime, answer in zip(others, listed, strict=True):
+        facts = _with_runtime(facts, runtime, answer)
+    return facts if children.are_stopped else _with_tries(facts, children, try_timeout_s, tried)
 
 
 def parse_facts(values: object) -> Facts:
@@ -67,16 +88,126 @@ def parse_facts(values: object) -> Facts:
     return _facts.validate_python(values)
 
 
-def _read(answer: Message, child: Child) -> Facts:
+class _Children:
+    """Asks children, one question each."""
+
+    def __init__(self, role: str, stop: threading.Event) -> None:
+        self._role = role
+        self._stop = stop
+        self._is_leaving = threading.Event()
+        self._clock = SystemClock()
+
+    @property
+    def are_stopped(self) -> bool:
+        return self._stop.is_set() or self._is_leaving.is_set()
+
+    def ask_all(self, questions: Sequence[Message], timeout_s: float) -> list[Answer]:
+        """Return the answers in the order of the questions; no child is left behind, not even by Ctrl-C."""
+        with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix=self._role) as pool:
+            try:
+                return list(pool.map(lambda question: self._ask(question, timeout_s), questions))
+            except BaseException:
+                self._is_leaving.set()
+                raise
+
+    def _ask(self, question: Message, timeout_s: float) -> Answer:
+        if self.are_stopped:
+            return "stopped before it was asked"
+        answers: queue.SimpleQueue[Message | int] = queue.SimpleQueue()
+        child = Child(self._role, on_message=answers.put, on_exit=answers.put)
+        try:
+            child.send(question)
+            answer = self._wait(answers, timeout_s)
+        finally:
+            child.kill()
+        if answer is None:
+            return child.with_last_words(f"gave no answer within {timeout_s:g} s and was killed")
+        if isinstance(answer, int):
+            return child.with_last_words(f"{exit_text(answer)} before it answered")
+        return str(answer.get("text")) if answer.get("is") == "failed" else answer
+
+    def _wait(self, answers: queue.SimpleQueue[Message | int], timeout_s: float) -> Message | int | None:
+        deadline_s = self._clock.monotonic() + timeout_s
+        while not self.are_stopped and (left_s := deadline_s - self._clock.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                return answers.get(timeout=min(LOOK_S, left_s))
+        return None
+
+
+def _read_facts(answer: Answer) -> Facts:
+    if isinstance(answer, str):
+        return _without_runtime(f"the probe {answer}")
     try:
         return parse_facts(answer.get("facts"))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return _without_runtime(f"the probe's answer is no facts: {first['loc']}: {first['msg']}", child)
+        return _without_runtime(f"the probe's answer is no facts: {_first(error)}")
 
 
-def _without_runtime(what: str, child: Child) -> Facts:
-    words = child.last_words.strip()
+def _without_runtime(text: str) -> Facts:
     facts = gather()
-    finding = Finding("runtime", f"{what}; its last words: {words}" if words else what)
-    return replace(facts, findings=(*facts.findings, finding))
+    return replace(facts, findings=(*facts.findings, Finding("runtime", text)))
+
+
+def _with_runtime(facts: Facts, runtime: str, answer: Answer) -> Facts:
+    """Add a runtime's devices, or a finding that says why there are none."""
+    if isinstance(answer, str):
+        return _with_finding(facts, runtime, answer)
+    try:
+        devices = _devices.validate_python(answer.get("devices"))
+    except ValidationError as error:
+        return _with_finding(facts, runtime, f"its answer is no list of devices: {_first(error)}")
+    if not devices:
+        reason = next((text for part, text in NO_DEVICE_HERE.items() if part in runtime), "its driver may be missing")
+        return _with_finding(facts, runtime, f"it is registered and offers no device here: {reason}")
+    own = tuple(replace(device, runtime=runtime, unusable=None) for device in devices)
+    return replace(facts, ep_devices=(*_not_replaced(facts.ep_devices, own), *own))
+
+
+def _not_replaced(devices: Iterable[EpDevice], newer: Sequence[EpDevice]) -> Iterable[EpDevice]:
+    """Leave out what a newer device stands in for: a slower processor of the simulator, say (metadata `replaces`: a runtime)."""
+    replaced = {
+        (value, device.provider, device.device_type)
+        for device in newer
+        for name, value in device.metadata
+        if name == "replaces"
+    }
+    return (device for device in devices if (device.runtime, device.provider, device.device_type) not in replaced)
+
+
+def _with_finding(facts: Facts, probe: str, text: str) -> Facts:
+    return replace(facts, findings=(*facts.findings, Finding(probe, text)))
+
+
+def _with_tries(facts: Facts, children: _Children, timeout_s: float, tried: Tried | None) -> Facts:
+    """Try each kind of device once: two equal cards share a driver, and so its fate."""
+    believed = tried.worked(facts) if tried else frozenset()
+    kinds = [kind for kind in _kinds(facts.ep_devices) if kind not in believed]
+    answers = children.ask_all([{"is": "try", **asdict(kind)} for kind in kinds], timeout_s)
+    if children.are_stopped:
+        return facts
+    reasons = dict(zip(kinds, map(_reason, answers), strict=True))
+    if tried:
+        tried.remember(facts, believed | {kind for kind, reason in reasons.items() if reason is None})
+    return replace(facts, ep_devices=tuple(_judged(device, reasons) for device in facts.ep_devices))
+
+
+def _kinds(devices: Iterable[EpDevice]) -> list[DeviceKind]:
+    return list(dict.fromkeys(kind_of(device) for device in devices if not device.is_plain_cpu))
+
+
+def _judged(device: EpDevice, reasons: Mapping[DeviceKind, str | None]) -> EpDevice:
+    return replace(device, unusable=reasons.get(kind_of(device)))
+
+
+def _reason(answer: Answer) -> str | None:
+    if isinstance(answer, str):
+        return f"trying it: the child {answer}"
+    if answer.get("is") != "tried" or not isinstance(answer.get("unusable", ""), str | None):
+        return f"trying it: the child talked nonsense: {str(answer)[:200]}"
+    unusable: str | None = answer.get("unusable")
+    return unusable
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{first['loc']}: {first['msg']}"

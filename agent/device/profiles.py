@@ -213,7 +213,7 @@ def _try_first(profile: Profile) -> tuple[int, str]:
 def _strangers(facts: Facts, profiles: Sequence[Profile], processor: Profile) -> list[str]:
     """Return the providers that offer a device here, and that neither a profile is for nor the processor's tries."""
     known = {profile.accelerator for profile in profiles} | {each.provider for each in processor.candidates}
-    return sorted({device.provider for device in facts.ep_devices} - known - {PLAIN_CPU})
+    return sorted({device.provider for device in facts.devices_here} - known - {PLAIN_CPU})
 
 
 def _why_not(profile: Profile, facts: Facts, strangers: Sequence[str]) -> str | None:
@@ -221,7 +221,7 @@ def _why_not(profile: Profile, facts: Facts, strangers: Sequence[str]) -> str | 
     provider = profile.accelerator
     if provider == ANY and not strangers:
         return "no provider is here that has no profile of its own"
-    if provider in (None, ANY) or any(device.provider == provider for device in facts.ep_devices):
+    if provider in (None, ANY) or any(device.provider == provider for device in facts.devices_here):
         return mismatch(profile.match, facts)
     text = f"no device of {provider}"
     listed = next((each for each in facts.accelerators if each.provider == provider), None)

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from agent.bundle.manifest import Decoder, GoldenSample, ImageInput, SignalInput
+from agent.bundle.manifest import Agreement, Decoder, GoldenSample, ImageInput, SignalInput
 from agent.bundle.reader import Bundle
 from agent.clock import Clock
 from agent.errors import BundleError
@@ -43,14 +43,19 @@ class Tolerance:
 
 
 EXACT = Tolerance(iou=0.95, score=0.02, relative=0.01)
-"""For fp32 on any device: only the order of floating-point additions differs."""
+"""For fp32 on any device, unless the bundle says otherwise: only the order of floating-point additions differs."""
 QUANTIZED = Tolerance(iou=0.5, score=0.1, relative=0.1)
 """For every other variant: the same objects, at COCO's loosest overlap; the share of them that is lost is gated."""
 
 
-def tolerance_for(variant: str) -> Tolerance:
-    """Return the tolerance for a variant by its name in the manifest."""
-    return EXACT if variant == "fp32" else QUANTIZED
+def tolerance_for(variant: str, given: Agreement | None = None) -> Tolerance:
+    """Return the tolerance for a variant by its name in the manifest, whose own word on fp32 is `given`."""
+    if variant not in {"fp32", "fp32-fused"}:
+        return QUANTIZED
+    if given is None:
+        return EXACT
+    changes = {key: getattr(given, key) for key in ("iou", "score", "relative")}
+    return replace(EXACT, **{key: value for key, value in changes.items() if value is not None})
 
 
 class _Document(BaseModel):

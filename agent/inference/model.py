@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ from agent.inference.placement import Placement
 from agent.inference.session import Session, open_session
 from agent.sources.sample import Frame, Sample, Window
 
+LARGEST_OPTIMIZED_BYTES = 1 << 30
+
 
 class Preprocessor(Protocol):
     """How samples become tensors, and where a frame lies in one."""
@@ -43,8 +46,15 @@ class Preprocessor(Protocol):
 class Model:
     """An opened model. `prepare`, `infer` and `decode` are pure and may be called from any thread."""
 
-    def __init__(self, manifest: Manifest, session: Session, preprocessor: Preprocessor) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        session: Session,
+        preprocessor: Preprocessor,
+        bounds: Mapping[int, tuple[int, int]] | None = None,
+    ) -> None:
         self.manifest = manifest
+        self._bounds = bounds or {}
         self.session = session
         self._preprocessor = preprocessor
         self._input = session.inputs[0]
@@ -108,9 +118,38 @@ class Model:
         for _ in range(runs):
             self.infer(inputs)
 
+    def run_bounds(self) -> None:
+        """Run on zeros of the smallest and of the largest shape that the bundle allows; nothing where it has one shape.
 
-def open_model(bundle: Bundle, candidate: Candidate, clock: Clock | None = None) -> Model:
+        Raises:
+            CandidateError: the provider failed.
+        """
+        if not self._bounds:
+            return
+        example = self._preprocessor.example(self._input)
+        for end in (0, 1):
+            shape = [
+                self._bounds[axis][end] if axis in self._bounds else size for axis, size in enumerate(example.shape)
+            ]
+            self.infer({self._input.name: np.zeros(shape, example.dtype)})
+
+
+def open_model(
+    bundle: Bundle,
+    candidate: Candidate,
+    clock: Clock | None = None,
+    *,
+    prepared: Path | None = None,
+    trace: Path | None = None,
+) -> Model:
     """Open the candidate's variant of a bundle.
+
+    Args:
+        bundle: An opened bundle.
+        candidate: How to run it.
+        clock: For the time that loading takes.
+        prepared: The plan's folder of prepared models; None: load what the bundle has, and keep nothing.
+        trace: Where a Chrome trace is written, a path without suffix; None: none.
 
     Raises:
         BundleError: there is no such variant, its file is damaged, or its decoder or preprocessing does not fit it.
@@ -122,9 +161,25 @@ def open_model(bundle: Bundle, candidate: Candidate, clock: Clock | None = None)
         raise BundleError(
             f"the bundle has no variant {candidate.variant}; it has {names or 'none'}", where=str(bundle.folder)
         )
-    session = open_session(bundle.model_path(candidate.variant), candidate, clock)
+    model_path = bundle.model_path(candidate.variant)
+    own = prepared_folder(prepared, candidate, variant)
+    session = open_session(model_path, candidate, clock, prepared=own, trace=trace)
     check_pinned(session, variant)
-    return Model(bundle.manifest, session, _make_preprocessor(bundle.manifest, session))
+    return Model(bundle.manifest, session, _make_preprocessor(bundle.manifest, session), variant.inputs[0].bounds)
+
+
+def prepared_folder(prepared: Path | None, candidate: Candidate, variant: Variant) -> Path | None:
+    """Return the candidate's own folder; None where a second copy on disk is more than it is worth.
+
+    The plain CPU's copy holds every weight again, and of a large model reading takes the time, not optimizing.
+    """
+    if prepared is None or (candidate.is_plain_cpu and _size_bytes(variant) > LARGEST_OPTIMIZED_BYTES):
+        return None
+    return prepared / candidate.prepared_name
+
+
+def _size_bytes(variant: Variant) -> int:
+    return variant.model.size_bytes + sum(blob.size_bytes for blob in variant.external_data.values())
 
 
 def check_pinned(session: Session, variant: Variant) -> None:

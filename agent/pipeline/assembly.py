@@ -15,7 +15,7 @@ from agent.clock import Clock
 from agent.errors import OperatorError
 from agent.pipeline.loop import Active, LoopSettings
 from agent.pipeline.loop import Judge as JudgeOfLoop
-from agent.pipeline.messages import Job, MadeBy, PipelineJob
+from agent.pipeline.messages import Job, MadeBy, PipelineJob, SessionFacts
 from agent.pipeline.settings import CameraSettings, SensorSettings
 from agent.sources.sample import Sample
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent.events.judge import AnswerKind, Judge
     from agent.inference.model import Model
 
-PER_SAMPLE = frozenset({"min_score", "labels", "zones", "rules", "model"})
+PER_SAMPLE = frozenset({"min_score", "labels", "zones", "rules", "model", "fallback"})
 """A pipeline's settings that its open source has no part in."""
 
 
@@ -36,6 +36,25 @@ class Loaded:
     bundle: Bundle
     model: Model
     made_by: MadeBy
+    has_fallbacks: bool
+
+    def session_facts(self) -> SessionFacts:
+        """Return what the session really is, as `ready` and `swapped` say it."""
+        session, candidate = self.model.session, self.model.session.candidate
+        variant = self.bundle.manifest.variant(candidate.variant)
+        return SessionFacts(
+            provider=candidate.provider,
+            device_type=candidate.device_type,
+            runtime=candidate.runtime,
+            variant=candidate.variant,
+            threads=candidate.threads,
+            opset=variant.opset if variant else 0,
+            inputs={spec.name: list(spec.shape) for spec in session.inputs},
+            nodes=dict(session.nodes),
+            partitions=dict(session.assignment.partitions),
+            was_prepared=session.was_prepared,
+            load_ms=round(session.load_ms, 1),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +80,8 @@ def load(job: Job, clock: Clock) -> Loaded:
 
     bundle = open_bundle(Path(job.bundle), verify=False)
     bundle.verify({job.candidate.variant}, golden=False)
-    model = open_model(bundle, job.candidate, clock)
+    prepared = Path(job.prepared) if job.prepared is not None else None
+    model = open_model(bundle, job.candidate, clock, prepared=prepared)
     model.warm_up()
     manifest, candidate = bundle.manifest, job.candidate
     made_by = MadeBy(
@@ -71,7 +91,7 @@ def load(job: Job, clock: Clock) -> Loaded:
         variant=candidate.variant,
         ep=candidate.provider,
     )
-    return Loaded(bundle, model, made_by)
+    return Loaded(bundle, model, made_by, has_fallbacks=bool(job.fallbacks))
 
 
 def pipeline_settings(job: PipelineJob) -> CameraSettings | SensorSettings:
@@ -110,14 +130,14 @@ def make_active(
     """
     made_by = cast("Mapping[str, str]", loaded.made_by)
     if isinstance(settings, SensorSettings):
-        return Active(loaded.model, judge, made_by=made_by)
+        return Active(loaded.model, judge, made_by=made_by, has_fallbacks=loaded.has_fallbacks)
     labels = loaded.bundle.manifest.decoder.labels
     if unknown := [label for label in settings.labels if label not in labels]:
         raise OperatorError(
             f"camera {job.name}: the bundle has no label {', '.join(unknown)}", hint=f"it has: {', '.join(labels)}"
         )
     class_ids = frozenset(labels.index(label) for label in settings.labels) or None
-    return Active(loaded.model, judge, settings.min_score, class_ids, made_by)
+    return Active(loaded.model, judge, settings.min_score, class_ids, made_by, loaded.has_fallbacks)
 
 
 def loop_settings(job: PipelineJob, settings: CameraSettings | SensorSettings) -> LoopSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.bundle.manifest import Manifest
+from agent.device.plan import Candidate, Plan
 from agent.errors import OperatorError
 from agent.pipeline.messages import Job, PipelineJob
 from agent.pipeline.settings import CameraSettings, SensorSettings
@@ -13,6 +14,9 @@ STALL_LEAST_S = 15.0
 """Opening an RTSP camera takes two seconds and a slow one more: less than this would kill the patient for waiting."""
 STALL_FRAMES = 3
 """A camera limited to one frame a minute has stalled after three of them."""
+PATIENCE_LEAST_S = 3.0
+PATIENCE_P99 = 50
+"""So many times its planned p99 is no slow inference any more: a driver or an accelerator hangs."""
 
 
 def pipelines_by_model(
@@ -67,3 +71,18 @@ def check_kind(job: PipelineJob, manifest: Manifest) -> None:
             f"the {job.kind} {job.name} has a model for {manifest.input.kind}s: {manifest.name} {manifest.version}",
             hint=f"give it another model, or write it under `{wanted}s:`",
         )
+
+
+def patience_s(plan: Plan, candidate: Candidate) -> float:
+    """Return how long one inference may take before it has hung.
+
+    There is nothing to go to from the plain CPU provider, and a loaded machine is no hung driver: it gets as long as a source.
+    """
+    least_s = STALL_LEAST_S if candidate.is_plain_cpu else PATIENCE_LEAST_S
+    return max(least_s, PATIENCE_P99 * (planned_p99_ms(plan, candidate) or 0.0) / 1000)
+
+
+def planned_p99_ms(plan: Plan, candidate: Candidate) -> float | None:
+    """Return what the plan measured for a candidate; None where it has no number."""
+    measured = (each.measurement for each in plan.outcomes if each.candidate == candidate and each.measurement)
+    return next((each.p99_ms for each in measured), None)

@@ -10,6 +10,9 @@ A live source is drained whatever the model does: the newest sample wins, and ea
 its cause. At full speed nothing is left out. A source that fails is opened again with growing delay; a model that
 gives no valid answer many times in a row ends the pipeline. What a sample is worked on with is one value, read once
 per sample: it may be replaced between two of them, from any thread, and no sample meets parts of two bundles.
+
+Where the model's provider fails and others could take over (`Active.has_fallbacks`), the sample at hand is kept: the loop says
+so once, waits until `active` is replaced, and begins the same sample again with that. A recording loses nothing by it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from agent.backoff import Backoff
 from agent.clock import Clock, Random
-from agent.errors import HoldfastError, OperatorError, SourceError
+from agent.errors import CandidateError, HoldfastError, OperatorError, SourceError
 from agent.events.event import Event
 from agent.inference.answers import Answer
 from agent.log import mask_url
@@ -42,6 +45,9 @@ QUEUE_CAPACITY = 2
 """One sample being worked on and one waiting keep a stage busy; more would only add age."""
 INVALID_LIMIT = 25
 """So many invalid answers in a row are no accident: about a second of a camera."""
+PROVIDER_WAIT_S = 90.0
+"""How long another session is waited for when the provider failed: a start's limit (60 s), and time for the one after it."""
+PROVIDER_LOOK_S = 0.005
 STABLE_S = 10.0
 """A source that delivered for this long was well: its next failure is a first one again."""
 
@@ -57,7 +63,9 @@ class Model(Protocol[SampleT_contra]):
         """Return the inputs for one sample, in memory of their own: the next sample is prepared while these run."""
         ...
 
-    def infer(self, inputs: Tensors) -> Tensors: ...
+    def infer(self, inputs: Tensors) -> Tensors:
+        """Return the outputs. Raises CandidateError where the provider failed."""
+        ...
 
     def decode(
         self,
@@ -109,6 +117,8 @@ class Active(Generic[SampleT]):
     class_ids: frozenset[int] | None = None
     made_by: Mapping[str, str] = field(default_factory=dict)
     """The bundle that its events are from."""
+    has_fallbacks: bool = False
+    """When the provider fails, another session takes its place: the sample at hand is kept for it."""
     tally: Tally = field(default_factory=Tally)
 
 
@@ -133,6 +143,8 @@ class PipelineLoop(Generic[SampleT]):
         emit: Takes each event with its latency in ms and the `made_by` of its bundle, from the finishing thread. It may
             block: the source then loses samples, no event.
         on_failure: Called once when the pipeline gives up, from the thread that failed.
+        on_provider_failure: Called once for each `active` whose provider failed and that has fallbacks; whoever hears it
+            replaces `active`. From the computing thread, which waits.
     """
 
     def __init__(
@@ -143,12 +155,16 @@ class PipelineLoop(Generic[SampleT]):
         active: Active[SampleT],
         emit: Callable[[Event, float, Mapping[str, str]], None],
         on_failure: Callable[[BaseException], None],
+        on_provider_failure: Callable[[Active[SampleT], CandidateError], None] = lambda *_: None,
         clock: Clock,
         random: Random,
         settings: LoopSettings | None = None,
     ) -> None:
         self.name = name
         self.active = active
+        self._failed: Active[SampleT] | None = None
+        """The one whose provider failed; samples that were begun with it are begun anew."""
+        self._infer_began_s: float | None = None
         self.settings = settings or LoopSettings()
         self.captured = self.samples = self.events = 0
         self.source_state: SourceState = "opening"
@@ -161,6 +177,7 @@ class PipelineLoop(Generic[SampleT]):
         self._open_source = open_source
         self._emit = emit
         self._on_failure = on_failure
+        self._on_provider_failure = on_provider_failure
         self._clock = clock
         self._backoff = Backoff(random, self.settings.reconnect_first_s, self.settings.reconnect_limit_s)
         # The keys are there from the start: a reader may iterate while a thread counts.
@@ -208,6 +225,12 @@ class PipelineLoop(Generic[SampleT]):
     def dropped(self) -> Counter[str]:
         """Samples left out, by cause, those that the sources left out themselves included."""
         return self._dropped_here + self._dropped_by_old_sources + _dropped_by(self._source)
+
+    @property
+    def inferring_s(self) -> float:
+        """How long the inference under way has been running; 0 where none is."""
+        began_s = self._infer_began_s
+        return 0.0 if began_s is None else self._clock.monotonic() - began_s
 
     @property
     def rings(self) -> Mapping[Stage, Ring]:
@@ -359,9 +382,40 @@ class PipelineLoop(Generic[SampleT]):
         work.active.tally.rings["preprocess"].add(self._clock.monotonic() - started_s)
 
     def _infer(self, work: _Work[SampleT]) -> None:
-        started_s = self._clock.monotonic()
-        work.payload = work.active.model.infer(work.payload)
+        """Run the model; where its provider fails and another session comes in its place, run that one, on the same sample."""
+        while True:
+            try:
+                if work.active is not self._failed:
+                    self._infer_once(work)
+                    return
+            except CandidateError as error:
+                if not work.active.has_fallbacks:
+                    raise
+                self._failed = work.active
+                self._wait_for_another(work.active, error)
+            work.active = self.active
+            self._prepare(work)
+
+    def _infer_once(self, work: _Work[SampleT]) -> None:
+        self._infer_began_s = started_s = self._clock.monotonic()
+        try:
+            work.payload = work.active.model.infer(work.payload)
+        finally:
+            self._infer_began_s = None
         work.active.tally.rings["infer"].add(self._clock.monotonic() - started_s)
+
+    def _wait_for_another(self, failed: Active[SampleT], error: CandidateError) -> None:
+        """Wait until `active` is another one. Raises `error` where that does not happen, or the pipeline is stopped."""
+        if self.active is failed:
+            log.warning("%s: %s; the sample is kept for another session", self.name, _one_line(error))
+            self._on_provider_failure(failed, error)
+        deadline_s = self._clock.monotonic() + PROVIDER_WAIT_S
+        while self.active is failed:
+            if self._clock.wait(self._stop, PROVIDER_LOOK_S):
+                raise error
+            if self._clock.monotonic() >= deadline_s:
+                self._fail(error)
+                raise error
 
     def _prepare_and_infer(self, work: _Work[SampleT]) -> None:
         self._prepare(work)
@@ -434,6 +488,8 @@ class PipelineLoop(Generic[SampleT]):
         return work
 
     def _count_invalid(self, error: Exception, tally: Tally) -> None:
+        if self._stop.is_set():  # what was on its way is dropped then, and is nobody's fault
+            return
         with self._failure_lock:  # the only cause that several threads count
             self._dropped_here["invalid"] += 1
             tally.invalid += 1

@@ -3,7 +3,7 @@
 Core → worker: one `job` at the start; then `payload` for sensors on MQTT topics, and `swap` for another job in place of
 the one that runs; the end of input means finish.
 Worker → core, in this order of life: `ready`, then any of `event` and `beat`, `swapped` or `swap-failed` for each `swap`
-that no newer one replaced, and `failed` before it gives up.
+that no newer one replaced, `provider-failed` at most once for each job that has fallbacks, and `failed` before it gives up.
 """
 
 from __future__ import annotations
@@ -115,17 +115,37 @@ class MadeBy(TypedDict):
 class ProviderFailed(TypedDict):
     """The candidate's provider failed at run time. The sample at hand is kept until another job takes its place (`swap`)."""
 
+    number: int
+    """Of the swap that brought the candidate; 0 for the first job's."""
     reason: str
 
 
-class Swapped(TypedDict):
+class SessionFacts(TypedDict):
+    """What a session really is, whatever was asked for. Every `ready` and every `swapped` says it."""
+
+    provider: str
+    device_type: str
+    runtime: str
+    variant: str
+    threads: int
+    opset: int
+    inputs: dict[str, list[int]]
+    """Shapes by name; -1 where the model leaves a size open."""
+    nodes: dict[str, int]
+    """Graph nodes by the provider that runs them; empty where the runtime does not tell."""
+    partitions: dict[str, int]
+    """Connected parts of the graph by provider; empty where the runtime does not tell."""
+    was_prepared: bool
+    """Loaded from what an earlier session had compiled or optimised."""
+    load_ms: float
+
+
+class Swapped(SessionFacts):
     """Every pipeline works with the new bundle. Beats that come later are about it."""
 
     number: int
     bundle: str
     """The digest of its manifest."""
-    nodes: dict[str, int]
-    load_ms: float
     pause_ms: float | None
     """The longest time between the ends of two consecutive samples of a pipeline, from the beginning of loading until the old
     session was freed; None where no sample ended meanwhile."""
@@ -138,14 +158,12 @@ class SwapFailed(TypedDict):
     reason: str
     exit_code: int
     needs_restart: bool
-    """The new job is well as far as it was looked at, but needs other sources than those that are open."""
+    """The new job is well as far as it was looked at, but needs other sources than those that are open, or another ONNX Runtime
+    than the one that this process holds."""
 
 
-class Ready(TypedDict):
+class Ready(SessionFacts):
     """The session is warm and sources are being opened."""
-
-    nodes: dict[str, int]
-    load_ms: float
 
 
 class Failed(TypedDict):
@@ -193,6 +211,8 @@ class PipelineBeat(TypedDict):
     source_text: str
     """Why it is down, or why it finished before its time."""
     next_sample_id: int
+    inferring_s: float
+    """How long the inference under way has been running; 0 where none is."""
     invalid_text: str
     """Why the newest invalid sample was none; empty when the newest sample was fine."""
     width: NotRequired[int]

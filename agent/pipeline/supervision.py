@@ -6,7 +6,8 @@
 
 No thread, no process, no clock: `agent.pipeline.workers` carries the actions out. A worker that died starts again
 after a growing delay that only a stable time shortens; one that failed for a reason only a person can mend is tried
-again as slowly as allowed. While a running worker loads another bundle it has as long as for a start. Whoever calls
+again as slowly as allowed. While a running worker loads another session it has as long as for a start, and nothing need
+come through. Whoever calls
 `tick` has fed everything the worker said before; otherwise a late reader would take a full mailbox for silence.
 """
 
@@ -88,6 +89,7 @@ class Supervisor:
         model: The worker's name in conditions: its model's name in the operator's file.
         stall_s: By pipeline: how long its open source may bring nothing through. None: for ever (a sensor that speaks
             once a day).
+        patience_s: How long one inference may take.
         random: For the jitter of delays.
         limits: See Limits.
     """
@@ -96,6 +98,8 @@ class Supervisor:
     stall_s: Mapping[str, float | None]
     random: Random
     limits: Limits = field(default_factory=Limits)
+    patience_s: float = float("inf")
+    """One inference that takes longer has hung (`Job.patience_s`)."""
     state: State = field(default="idle", init=False)
     restarts: int = field(default=0, init=False)
     has_stalled: bool = field(default=False, init=False)
@@ -123,6 +127,11 @@ class Supervisor:
         """The name of the condition that says that this worker is down."""
         return f"worker-down/{self.model}"
 
+    @property
+    def is_for_people(self) -> bool:
+        """Whether the last worker gave a reason that another attempt, or another candidate, does not mend."""
+        return self.failed is not None and self.failed["exit_code"] in FOR_PEOPLE
+
     def start(self, now_s: float) -> list[Action]:
         """The worker is wanted. Also for a waiting one: the operator does not want to wait."""
         self.state = "starting"
@@ -139,9 +148,11 @@ class Supervisor:
         self._swap_deadline_s = now_s + self.limits.start_s
         return [WakeAt(self._next_s())]
 
-    def swapped(self) -> None:
-        """The running worker has answered, with success or without."""
+    def swapped(self, now_s: float) -> None:
+        """The running worker has answered, with success or without. A provider that failed let nothing through meanwhile."""
         self._swap_deadline_s = None
+        for progress in self._progress.values():
+            progress.at_s = now_s
 
     def replace(self, now_s: float) -> list[Action]:
         """Start the worker anew, with another job: its exit is then no failure."""
@@ -183,6 +194,9 @@ class Supervisor:
         for name, pipeline in beat["pipelines"].items():
             self._note_progress(name, pipeline, now_s)
             actions += self._judge_pipeline(name, pipeline)
+            if pipeline["inferring_s"] >= self.patience_s:
+                self.has_stalled = True
+                return self._kill(f"it hung: an inference for {name} takes longer than {self.patience_s:.1f} s", now_s)
         if now_s - self._running_since_s >= self.limits.stable_s:
             self._backoff.reset()
             actions += self._clear(self.condition)
@@ -205,7 +219,7 @@ class Supervisor:
         self.state = "waiting"
         gone: list[Action] = [ClearCondition(name) for name in self._forget_conditions() if name != self.condition]
         delay_s = self._backoff.next_delay_s()
-        if self.failed is not None and self.failed["exit_code"] in FOR_PEOPLE:
+        if self.is_for_people:
             delay_s = self.limits.restart_limit_s
         self._deadline_s = now_s + delay_s
         text = f"{self.last_failure}; attempt {self.restarts + 1} in {delay_s:.0f} s"
@@ -223,7 +237,7 @@ class Supervisor:
                 return self._kill(f"it hung: no sign of life for {self.limits.beat_s:.0f} s", now_s)
             case "running" if self._swap_deadline_s is not None and now_s >= self._swap_deadline_s:
                 return self._kill(f"it did not load the new bundle within {self.limits.start_s:.0f} s", now_s)
-            case "running" if stalled := self._stalled(now_s):
+            case "running" if self._swap_deadline_s is None and (stalled := self._stalled(now_s)):
                 self.has_stalled = True
                 return self._kill(stalled, now_s)
             case "dying" if now_s >= self._deadline_s:
@@ -253,9 +267,10 @@ class Supervisor:
     def _next_s(self) -> float:
         if self.state != "running":
             return self._deadline_s
+        if self._swap_deadline_s is not None:
+            return min(self._deadline_s, self._swap_deadline_s)
         stalls = (each.at_s + each.stall_s for each in self._progress.values() if each.stall_s is not None)
-        swap = [] if self._swap_deadline_s is None else [self._swap_deadline_s]
-        return min([self._deadline_s, *swap, *stalls])
+        return min([self._deadline_s, *stalls])
 
     def _judge_pipeline(self, name: str, pipeline: PipelineBeat) -> list[Action]:
         actions: list[Action] = []

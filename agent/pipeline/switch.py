@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.clock import Clock
-from agent.errors import HoldfastError
+from agent.errors import HoldfastError, OtherRuntimeError
 from agent.pipeline.assembly import (
     Loaded,
     Terms,
@@ -118,6 +118,8 @@ class Switch:
         self._between_beats = between_beats
         self._stop = stop
         self._clock = clock
+        self.number = 0
+        """Of the job that runs; 0 for the first. Changed together with every `active`, while `between_beats` is held."""
         self._lock = threading.Lock()
         self._asked: tuple[int, Job] | None = None
         self._is_running = False
@@ -137,42 +139,41 @@ class Switch:
             threading.Thread(target=self._run, args=asked, name="switch", daemon=True).start()
 
     def _run(self, number: int, job: Job) -> None:
-        answer = self._attempt(job)
+        answer = self._attempt(number, job)
         if answer is not None:
             self._say({**answer, "number": number})
         with self._lock:
             self._start_next()
 
-    def _attempt(self, job: Job) -> Mapping[str, object] | None:
+    def _attempt(self, number: int, job: Job) -> Mapping[str, object] | None:
         """Switch, and return the answer; None where a newer job was asked for meanwhile."""
         try:
-            return self._switch(job)
+            return self._switch(number, job)
         except Exception as error:  # noqa: BLE001  whatever it is, core is told, and the old bundle runs on
             reason, exit_code = explain(error)
             log.warning("the switch to %s failed: %s", job.bundle, reason)
-            needs_restart = isinstance(error, NeedsRestartError)
+            needs_restart = isinstance(error, NeedsRestartError | OtherRuntimeError)
             return {"is": "swap-failed", "reason": reason, "exit_code": exit_code, "needs_restart": needs_restart}
 
-    def _switch(self, job: Job) -> Mapping[str, object] | None:
+    def _switch(self, number: int, job: Job) -> Mapping[str, object] | None:
         if wants_other_sources(self._job, job):
             raise NeedsRestartError("the sources' own settings changed")
         loops = [pipeline.loop for pipeline in self._pipelines.values()]
         for loop in loops:
             loop.longest_gap_s = 0.0
         loaded = load_standing_back(job, self._clock)
-        manifest, session = loaded.bundle.manifest, loaded.model.session
+        manifest = loaded.bundle.manifest
         if wants_other_samples(self._manifest, manifest):
             raise NeedsRestartError("the new bundle wants windows of another kind")
         nexts = {each.name: self._make_next(each, loaded) for each in job.pipelines}
         if self._asked is not None:
             return None
-        self._replace(job, manifest, nexts)
+        self._replace(number, job, manifest, nexts)
         gaps_s = [loop.longest_gap_s for loop in loops if loop.longest_gap_s]
         return {
             "is": "swapped",
             "bundle": loaded.bundle.digest,
-            "nodes": dict(session.nodes),
-            "load_ms": round(session.load_ms, 1),
+            **loaded.session_facts(),
             "pause_ms": round(max(gaps_s) * 1000, 3) if gaps_s else None,
         }
 
@@ -185,7 +186,7 @@ class Switch:
         return job, terms, make_active(job, settings, loaded, judge)
 
     def _replace(
-        self, job: Job, manifest: Manifest, nexts: Mapping[str, tuple[PipelineJob, Terms, Active[Sample]]]
+        self, number: int, job: Job, manifest: Manifest, nexts: Mapping[str, tuple[PipelineJob, Terms, Active[Sample]]]
     ) -> None:
         """Put the new bundle in, and hold the old one until samples have come through the new one.
 
@@ -193,7 +194,7 @@ class Switch:
         """
         old = [pipeline.loop.active for pipeline in self._pipelines.values()]
         with self._between_beats:
-            self._job, self._manifest = job, manifest
+            self.number, self._job, self._manifest = number, job, manifest
             for name, (pipeline_job, terms, active) in nexts.items():
                 pipeline = self._pipelines[name]
                 pipeline.job, pipeline.terms, pipeline.loop.active = pipeline_job, terms, active

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from agent import log as logs
 from agent.childprocess import Message, ParentLink, open_parent_link
 from agent.clock import Clock, Random, SystemClock, SystemRandom
-from agent.errors import HoldfastError, OperatorError
+from agent.errors import CandidateError, HoldfastError, OperatorError
 from agent.events.event import Event
 from agent.pipeline.assembly import (
     Loaded,
@@ -34,7 +34,7 @@ from agent.pipeline.assembly import (
     pipeline_settings,
 )
 from agent.pipeline.jobs import check_kind
-from agent.pipeline.loop import PipelineLoop
+from agent.pipeline.loop import Active, PipelineLoop
 from agent.pipeline.messages import Job, PipelineBeat, PipelineJob, explain, payload_bytes
 from agent.pipeline.settings import CameraSettings, SensorSettings
 from agent.pipeline.switch import Pipeline, Switch
@@ -73,13 +73,16 @@ class Worker:
         self._stop = threading.Event()
         self._between_beats = threading.Lock()
         self._pipelines: dict[str, Pipeline] = {}
+        self._switch: Switch | None = None
+        self._failed_number: int | None = None
+        """Of the job whose provider failed last, and was said to have."""
 
     def run(self) -> NoReturn:
         """Take the job, run it, and leave when the input ends."""
         messages = self._link.messages()
         try:
             job = _take_job(messages)
-            switch = self._begin(job)
+            self._switch = switch = self._begin(job)
         except Exception as error:  # noqa: BLE001  the top of the process: whatever it is, core is told
             self._give_up(error)
         for pipeline in self._pipelines.values():
@@ -94,13 +97,13 @@ class Worker:
         from agent.sources.capture import limit_opencv
 
         loaded = load(job, self._clock)
-        manifest, session = loaded.bundle.manifest, loaded.model.session
+        manifest = loaded.bundle.manifest
         if manifest.input.kind == "image":
             # Several pipelines fill the cores by themselves; one alone may spread a resize over two.
             limit_opencv(1 if len(job.pipelines) > 1 else 2)
         for each in job.pipelines:
             self._pipelines[each.name] = self._make_pipeline(each, loaded)
-        self._link.send({"is": "ready", "nodes": dict(session.nodes), "load_ms": round(session.load_ms, 1)})
+        self._link.send({"is": "ready", **loaded.session_facts()})
         return Switch(
             job,
             manifest,
@@ -122,6 +125,7 @@ class Worker:
             active=make_active(job, settings, loaded, make_judge(job.name, terms)),
             emit=lambda event, latency_ms, made_by: self._emit(job.name, event, latency_ms, made_by),
             on_failure=lambda error: self._give_up(error, job.name),
+            on_provider_failure=lambda failed, error: self._provider_failed(job.name, failed, error),
             clock=self._clock,
             random=self._random,
             settings=loop_settings(job, settings),
@@ -161,6 +165,16 @@ class Worker:
                 "made_by": made_by,
             }
         )
+
+    def _provider_failed(self, pipeline: str, failed: Active[Sample], error: CandidateError) -> None:
+        """Tell core once, though every pipeline of the session meets it; not of a session that was replaced meanwhile."""
+        assert self._switch is not None, "loops start after it was made"
+        with self._between_beats:
+            number = self._switch.number
+            if self._pipelines[pipeline].loop.active is not failed or number == self._failed_number:
+                return
+            self._failed_number = number
+        self._link.send({"is": "provider-failed", "number": number, "reason": explain(error)[0]})
 
     def _beat(self, beat_s: float) -> None:
         try:
@@ -234,6 +248,7 @@ def describe(loop: PipelineLoop[Sample], *, overruns: int = 0) -> PipelineBeat:
         "source": loop.source_state,
         "source_text": loop.source_text,
         "next_sample_id": loop.next_sample_id,
+        "inferring_s": round(loop.inferring_s, 3),
         "invalid_text": loop.invalid_text,
     }
     if isinstance(loop.last_sample, Frame):

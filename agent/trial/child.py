@@ -1,120 +1,189 @@
-"""One trial, inside its own process: open the candidate, compare golden answers, measure, answer once.
+"""One trial, inside its own process: open the candidate, compare its answers, measure, answer once.
 
-Takes one message `{"is": "trial", "bundle", "candidate", "memory_bytes"}`; gives `{"is": "measured", "measurement"}`
-or `{"is": "refused", "reason"}`. The parent sets the time limit and watches memory (`agent.trial.running`). Whatever
-native code does here, nobody else feels it.
+Takes one message `{"is": "trial", "bundle", "candidate", "memory_bytes", …}` with the fields of
+`agent.trial.running.Ask`; gives `{"is": "loaded"}` once the model is loaded and compiled, then `{"is": "measured",
+"measurement"}`; or at any time `{"is": "refused", "reason", "cause"}`. The parent sets the time limits and watches
+memory (`agent.trial.running`). Whatever native code does here, nobody else feels it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from agent.bundle.reader import Bundle, open_bundle
-from agent.childprocess import Message, answer_once
+from agent.childprocess import Message, open_parent_link
 from agent.clock import Clock, SystemClock
+from agent.device.hardware.energy import package_energy_uj, spent_mj
+from agent.device.hardware.thermal import thermal_zones
 from agent.device.plan import Candidate, Measurement
 from agent.errors import HoldfastError
+from agent.trial.running import Ask, is_reference
 from agent.usage import cpu_seconds, fence_memory, peak_rss_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from agent.inference.model import Model
 
-ENOUGH_RUNS = 200
-"""With 200 runs, p99 is the third largest: the least for which it is not simply the maximum."""
-ENOUGH_S = 1.5
 FEWEST_RUNS = 30
+"""However slow the model is; of a short round, a quarter."""
 WARM_UP_RUNS = 5
-MOST_INPUTS = 16
-"""Prepared inputs kept for the benchmark: real content matters, a long list of it only takes memory."""
+IDLE_S = 0.3
+"""Quiet time before an energy measurement: what the package takes then is not the model's."""
 
 _candidate: TypeAdapter[Candidate] = TypeAdapter(Candidate)
+_ask: TypeAdapter[Ask] = TypeAdapter(Ask)
+_root = Path("/")
 
 
 def main() -> None:
     """Serve one trial and end. A parent that goes away in the middle of it ends this process too."""
-    answer_once(answer)
+    link = open_parent_link()
+    if (request := next(link.messages(), None)) is not None:
+        link.leave_with_parent()
+        link.send(answer(request, loaded=lambda: link.send({"is": "loaded"})))
 
 
-def answer(request: Message) -> Message:
+def answer(request: Message, loaded: Callable[[], None]) -> Message:
     """Run the trial that `request` asks for and return the message for the parent."""
     try:
         candidate = _candidate.validate_python(request["candidate"])
+        ask = _ask.validate_python({each.name: request[each.name] for each in fields(Ask)})
         fence_memory(int(request["memory_bytes"]))
-        measured = measure(open_bundle(Path(request["bundle"]), verify=False), candidate, SystemClock())
+        bundle = open_bundle(Path(request["bundle"]), verify=False)
+        measured = measure(bundle, candidate, ask, SystemClock(), loaded)
     except HoldfastError as error:
         return {"is": "refused", "reason": str(error)}
     except MemoryError:
-        return {"is": "refused", "reason": f"needs more than the {request['memory_bytes'] >> 20} MiB it may use"}
+        reason = f"needs more than the {request['memory_bytes'] >> 20} MiB it may use"
+        return {"is": "refused", "reason": reason, "cause": "memory"}
     return {"is": "measured", "measurement": asdict(measured)}
 
 
-def measure(bundle: Bundle, candidate: Candidate, clock: Clock) -> Measurement:
-    """Open the model, compare it with the golden answers, and time `infer` on the golden inputs, else on zeros.
+def measure(
+    bundle: Bundle, candidate: Candidate, ask: Ask, clock: Clock, loaded: Callable[[], None] = lambda: None
+) -> Measurement:
+    """Open the model, compare its answers, and time `infer` on the golden inputs, else on noise.
 
     Raises:
         BundleError: the bundle's files are damaged or do not fit together.
         CandidateError: the provider cannot load or run the model, or its outputs are no numbers.
     """
     from agent.inference.model import open_model
+    from agent.trial.comparison import against_golden, noise_inputs
 
-    model = open_model(bundle, candidate, clock)
-    agreement, inputs = compare(bundle, model, candidate.variant, clock)
-    times_ms, cpu_ms = benchmark(model, inputs, clock)
+    model = open_model(bundle, candidate, clock, prepared=ask.prepared, trace=ask.trace)
+    model.warm_up()  # some providers compile at the first run
+    loaded()
+    model.run_bounds()
+    agreement, inputs = against_golden(bundle, model, candidate.variant, clock)
+    inputs = inputs or noise_inputs(bundle, model, clock)
+    cpu_agreement = None if ask.reference is None else _compare_raw(model, candidate, inputs, ask.reference)
+    return replace(_timed(model, inputs, ask, clock), golden_agreement=agreement, cpu_agreement=cpu_agreement)
+
+
+def _compare_raw(model: Model, candidate: Candidate, inputs: Sequence[dict[str, Any]], reference: Path) -> float | None:
+    """Write the plain CPU's raw outputs where there are none yet; compare any other candidate's with them."""
+    from agent.trial.comparison import against_reference, write_reference
+
+    outputs = [model.infer(each) for each in inputs]
+    if is_reference(candidate):
+        if not reference.exists():
+            write_reference(reference, outputs)
+        return None
+    return against_reference(reference, outputs)
+
+
+def _timed(model: Model, inputs: Sequence[dict[str, Any]], ask: Ask, clock: Clock) -> Measurement:
+    session = model.session
+    spent = benchmark(model, inputs, ask, clock)
+    times_ms = spent.times_ms
     return Measurement(
         runs=len(times_ms),
         mean_ms=sum(times_ms) / len(times_ms),
         p50_ms=percentile(times_ms, 50),
         p95_ms=percentile(times_ms, 95),
         p99_ms=percentile(times_ms, 99),
-        load_ms=model.session.load_ms,
-        cpu_ms_per_run=cpu_ms,
+        load_ms=session.load_ms,
+        cpu_ms_per_run=spent.cpu_ms_per_run,
         peak_rss_bytes=peak_rss_bytes(),
-        nodes=dict(model.session.nodes),
-        golden_agreement=agreement,
+        nodes=dict(session.assignment.nodes),
+        partitions=dict(session.assignment.partitions),
+        runs_per_s=throughput(model, inputs, ask, clock) if ask.streams > 1 else None,
+        energy_mj_per_run=spent.energy_mj_per_run,
+        celsius=max((zone.celsius for zone in thermal_zones(_root)), default=None),
+        time_share=_time_share(model),
+        compile_ms=None if session.was_prepared or ask.prepared is None else session.load_ms,
     )
 
 
-def compare(bundle: Bundle, model: Model, variant: str, clock: Clock) -> tuple[float | None, list[dict[str, Any]]]:
-    """Return the mean agreement with the golden answers (None without any), and prepared inputs for the benchmark."""
-    from agent.inference import golden
+def _time_share(model: Model) -> dict[str, float]:
+    """Return the share of the runs' time by provider; empty for a session that is not traced."""
+    from agent.trial.trace import read_trace
 
-    manifest = bundle.manifest
-    tolerance, threshold = golden.tolerance_for(variant), golden.threshold_of(manifest.decoder)
-    total = 0.0
-    inputs: list[dict[str, Any]] = []
-    for number, entry in enumerate(manifest.golden):
-        sample = golden.read_sample(bundle, entry, number, clock)
-        prepared = model.prepare(sample)
-        found = model.decode(model.infer(prepared), sample)
-        expected = golden.from_json(bundle.read_blob(entry.expected))
-        total += golden.agreement(expected, found, tolerance, threshold=threshold)
-        inputs += [prepared] if len(inputs) < MOST_INPUTS else []
-    if not inputs:
-        return None, [model.prepare(golden.blank_sample(manifest.input, clock))]
-    return total / len(manifest.golden), inputs
+    path = model.session.end_trace()
+    return dict(read_trace(path).share_by_provider) if path else {}
 
 
-def benchmark(model: Model, inputs: Sequence[dict[str, Any]], clock: Clock) -> tuple[list[float], float]:
-    """Time `infer` over and over; return each run's milliseconds, sorted, and the CPU milliseconds of one run."""
-    for index in range(WARM_UP_RUNS):
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one run took. `times_ms` is sorted."""
+
+    times_ms: list[float]
+    cpu_ms_per_run: float
+    energy_mj_per_run: float | None
+
+
+def benchmark(model: Model, inputs: Sequence[dict[str, Any]], ask: Ask, clock: Clock) -> Spent:
+    """Time `infer` over and over, one at a time."""
+    for index in range(min(WARM_UP_RUNS, ask.runs)):
         model.infer(inputs[index % len(inputs)])
+    fewest = max(1, min(FEWEST_RUNS, ask.runs // 4))
     times_ms: list[float] = []
-    cpu_before_s, began_s = cpu_seconds(), clock.monotonic()
-    while len(times_ms) < ENOUGH_RUNS:
+    idle_mw = _idle_mw(clock) if ask.wants_energy else None
+    energy_before, cpu_before_s, began_s = package_energy_uj(_root), cpu_seconds(), clock.monotonic()
+    while len(times_ms) < ask.runs:
         started_s = clock.monotonic()
         model.infer(inputs[len(times_ms) % len(inputs)])
         ended_s = clock.monotonic()
         times_ms.append((ended_s - started_s) * 1000)
-        if ended_s - began_s >= ENOUGH_S and len(times_ms) >= FEWEST_RUNS:
+        if ended_s - began_s >= ask.seconds and len(times_ms) >= fewest:
             break
-    cpu_ms = (cpu_seconds() - cpu_before_s) * 1000 / len(times_ms)
-    return sorted(times_ms), cpu_ms
+    cpu_ms = (cpu_seconds() - cpu_before_s) * 1000
+    took_s, energy_mj = clock.monotonic() - began_s, spent_mj(_root, energy_before, package_energy_uj(_root))
+    own_mj = None if idle_mw is None or energy_mj is None else max(0.0, energy_mj - idle_mw * took_s)
+    return Spent(sorted(times_ms), cpu_ms / len(times_ms), None if own_mj is None else own_mj / len(times_ms))
+
+
+def _idle_mw(clock: Clock) -> float | None:
+    """Return what the packages take while this process waits, in milliwatts; None where nothing measures it."""
+    before, began_s = package_energy_uj(_root), clock.monotonic()
+    if not before:
+        return None
+    clock.wait(threading.Event(), IDLE_S)
+    energy_mj = spent_mj(_root, before, package_energy_uj(_root))
+    return None if energy_mj is None else energy_mj / (clock.monotonic() - began_s)
+
+
+def throughput(model: Model, inputs: Sequence[dict[str, Any]], ask: Ask, clock: Clock) -> float:
+    """Return the runs a second of `ask.streams` threads that share the session, as pipelines do."""
+    began_s = clock.monotonic()
+
+    def stream(number: int) -> int:
+        done = 0
+        while done == 0 or clock.monotonic() - began_s < ask.seconds:
+            model.infer(inputs[(number + done) % len(inputs)])
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(ask.streams) as pool:
+        runs = sum(pool.map(stream, range(ask.streams)))
+    return runs / (clock.monotonic() - began_s)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

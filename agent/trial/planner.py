@@ -1,46 +1,41 @@
-"""From facts, a profile and a bundle to a measured plan: the order of the steps. `agent.device.planning` has the rules.
+"""From facts, a profile and a bundle to a measured plan: the order of the steps.
 
-A stored plan is taken as it is. Otherwise each candidate gets a trial, one after another so that none disturbs another,
-within the profile's time budget. Then those whose p99 is within 25 % of the best are measured again in turns, since one
-measurement repeats only to that: noise comes and goes over seconds, and turns spread it evenly. Each candidate keeps the
-trial with its median p99: the lowest would favour whichever is sometimes lucky, and a long tail is what p99 is about.
+The rules are elsewhere and pure: `agent.device.candidates`, `halving`, `judging` and `choosing`. A stored plan is taken
+as it is. Otherwise, within the profile's time budget:
+
+1. What runs on the processor is measured, while the device is quiet.
+2. The best of it is handed out as an interim plan where an accelerator follows: compiling may take minutes, and service
+need not wait.
+3. Accelerators are measured, beside whoever runs the interim plan.
+4. Where nothing that the operator asked for passed: the accelerators that nobody asked for.
+5. For throughput, the choice is tried with threads that spin; one whose graph is split over providers is traced once.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from agent.bundle.reader import Bundle
 from agent.clock import Clock
+from agent.device import preparedmodels
+from agent.device.candidates import candidates, is_requested, reference
+from agent.device.choosing import choose, spinning, still_holds
 from agent.device.facts import Facts
-from agent.device.plan import Candidate, Outcome, Plan, plan_key
-from agent.device.planning import candidates, choose, judge, still_holds
+from agent.device.plan import Candidate, Demand, Outcome, Plan, plan_key
 from agent.device.planstore import PlanStore
-from agent.device.profile import Limits, Profile
+from agent.device.profile import Profile
+from agent.trial.measuring import Budget, Measuring, Progress, RunTrial
 from agent.trial.running import run_trial
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[Candidate | Outcome], None]
-"""Told of a candidate when its trial begins, and of the outcome when it ends."""
-
-CONTENDER_P99 = 1.25
-"""Candidates within this factor of the best p99 are measured again."""
-MOST_CONTENDERS = 3
-ROUNDS = 2
-
-
-class RunTrial(Protocol):
-    """`agent.trial.running.run_trial`, or a stand-in that knows its outcomes."""
-
-    def __call__(
-        self, bundle_folder: Path, candidate: Candidate, limits: Limits, stop: threading.Event, /
-    ) -> Outcome: ...
+ACCELERATORS_SHARE = 0.5
+"""Of the budget, where there are any: the processor's candidates must not use it up."""
 
 
 def make_plan(
@@ -50,12 +45,15 @@ def make_plan(
     store: PlanStore,
     clock: Clock,
     *,
+    demand: Demand | None = None,
+    prepared: Path | None = None,
     run: RunTrial = run_trial,
     progress: Progress = lambda _: None,
+    interim: Callable[[Plan], None] = lambda _: None,
     stop: threading.Event | None = None,
     again: bool = False,
 ) -> Plan | None:
-    """Return the stored plan for this device and bundle, or measure one and store it.
+    """Return the stored plan for this device, bundle and demand, or measure one and store it.
 
     Args:
         bundle: An opened bundle.
@@ -63,119 +61,137 @@ def make_plan(
         profile: The selected profile.
         store: Where plans are kept. When it cannot be written, the plan is returned all the same, and logged.
         clock: For the budget and the plan's date.
+        demand: What the operator wants of this model.
+        prepared: The root of all prepared models (`StatePaths.prepared`); None: nothing is kept, and each trial compiles again.
         run: Measures one candidate.
         progress: Called from this thread.
+        interim: Called from this thread with a plan that can be run already, where accelerators are still to be measured.
         stop: When set, the trial that runs is killed and None is returned, within a second.
         again: Measure even where a plan is stored.
 
     Raises:
         CandidateError: nothing can run this bundle here; the message lists every refusal.
     """
-    if not again and (stored := stored_plan(bundle, facts, profile, store)):
+    demand = demand or Demand()
+    if not again and (stored := stored_plan(bundle, facts, profile, store, demand)):
         return stored
-    found, refused = candidates(facts, profile, bundle.manifest, bundle.variants_present())
-    measuring = _Measuring(bundle, profile, clock, run, progress, stop or threading.Event())
-    outcomes = [*measuring.settle(measuring.all_of(found)), *refused]
-    if measuring.stop.is_set():
-        return None
-    plan = choose(facts, profile, bundle.manifest, digest=bundle.digest, outcomes=outcomes, made_at=_rfc3339(clock))
-    _save(store, plan)
+    stop = stop or threading.Event()
+    found, refused = candidates(facts, profile, bundle.manifest, bundle.variants_present(), demand)
+    with tempfile.TemporaryDirectory(prefix="holdfast-trials-") as scratch:
+        measuring = Measuring(
+            bundle_folder=bundle.folder,
+            manifest=bundle.manifest,
+            profile=profile,
+            demand=demand,
+            budget=Budget(clock, profile.tune.budget_s),
+            run=run,
+            progress=progress,
+            stop=stop,
+            prepared=_prepared_folder(prepared, _key(bundle, facts, demand)),
+            scratch=Path(scratch),
+        )
+        plan = _Planning(bundle, facts, demand, clock, measuring, found, refused).plan(interim)
+    if plan is not None:
+        _save(store, plan)
+        if prepared is not None:
+            preparedmodels.keep_best(prepared, plan)
+            preparedmodels.forget(prepared, in_use={plan.key})
     return plan
 
 
-def stored_plan(bundle: Bundle, facts: Facts, profile: Profile, store: PlanStore) -> Plan | None:
+def stored_plan(
+    bundle: Bundle, facts: Facts, profile: Profile, store: PlanStore, demand: Demand | None = None
+) -> Plan | None:
     """Return the plan that was measured here before, if it still holds. Nothing is measured, so nobody is disturbed."""
-    found, _ = candidates(facts, profile, bundle.manifest, bundle.variants_present())
-    stored = store.load(plan_key(facts.fingerprint, bundle.digest, facts.runtime_version))
+    demand = demand or Demand()
+    found, _ = candidates(facts, profile, bundle.manifest, bundle.variants_present(), demand)
+    stored = store.load(_key(bundle, facts, demand))
     return stored if stored and still_holds(stored, profile, found) else None
 
 
+def _key(bundle: Bundle, facts: Facts, demand: Demand) -> str:
+    return plan_key(facts.fingerprint, bundle.digest, facts.runtime_version, demand)
+
+
 @dataclass(frozen=True, slots=True)
-class _Measuring:
-    """What the trials of one plan have in common."""
+class _Planning:
+    """One plan in the making."""
 
     bundle: Bundle
-    profile: Profile
+    facts: Facts
+    demand: Demand
     clock: Clock
-    run: RunTrial
-    progress: Progress
-    stop: threading.Event
-    started_s: float = 0.0
+    measuring: Measuring
+    found: Sequence[Candidate]
+    refused: Sequence[Outcome]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "started_s", self.clock.monotonic())
-
-    def all_of(self, found: Sequence[Candidate]) -> list[Outcome]:
-        """Measure each candidate once; as-listed stops at the first that passes.
-
-        A spent budget ends it only once something passed: a device without any plan would be worse than a slow start.
-        """
-        outcomes: list[Outcome] = []
-        why_not: str | None = None
-        for candidate in found:
-            if self.stop.is_set():
-                break
-            if why_not is None:
-                outcomes.append(self._trial(candidate))
-                why_not = self._enough(outcomes)
-            else:
-                outcomes.append(Outcome(candidate, refusal=why_not))
-        return outcomes
-
-    def settle(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Measure those that are close to the best again, in turns, and keep each one's trial with the median p99."""
-        contenders = self._contenders(outcomes)
-        trials = {outcome.candidate: [outcome] for outcome in outcomes}
-        for _ in range(ROUNDS if len(contenders) > 1 else 0):
-            for candidate in contenders:
-                if self.stop.is_set() or self._budget_spent():
-                    break
-                trials[candidate].append(self._trial(candidate))
-        return [_typical(of_one) for of_one in trials.values()]
-
-    def _trial(self, candidate: Candidate) -> Outcome:
-        self.progress(candidate)
-        outcome = self.run(self.bundle.folder, candidate, self.profile.limits, self.stop)
-        if not self.stop.is_set():
-            self.progress(outcome)
-        return outcome
-
-    def _enough(self, outcomes: Sequence[Outcome]) -> str | None:
-        """Return why nothing more is measured; None to go on."""
-        if not any(self._passes(outcome) for outcome in outcomes):
+    def plan(self, interim: Callable[[Plan], None]) -> Plan | None:
+        """Measure and choose; None where somebody stopped it."""
+        if self.measuring.profile.tune.mode == "as-listed":
+            self.measuring.in_order(sorted(self.found, key=lambda each: not is_requested(each, self.demand)))
+        else:
+            self._measure(interim)
+        if self.measuring.stop.is_set():
             return None
-        if self.profile.tune.mode == "as-listed":
-            return "not measured: one before it in the profile's order passed"
-        if self._budget_spent():
-            return f"not measured: the budget of {self.profile.tune.budget_s:g} s was spent"
+        plan = self._with_time_share(self._with_spinning(self._choose()))
+        return None if self.measuring.stop.is_set() else plan
+
+    def _measure(self, interim: Callable[[Plan], None]) -> None:
+        asked = [each for each in self.found if is_requested(each, self.demand)]
+        on_cpu = [each for each in self.found if each.is_plain_cpu or (each in asked and each.device_type == "cpu")]
+        accelerators = [each for each in asked if each.device_type != "cpu"]
+        others = [each for each in self.found if each not in asked and each not in on_cpu]
+        self.measuring.halve(on_cpu, reference(on_cpu), ACCELERATORS_SHARE if accelerators else 0.0)
+        if (accelerators or others) and self.measuring.has_passed() and not self.measuring.stop.is_set():
+            interim(self._choose(is_interim=True))
+        self.measuring.halve(accelerators)
+        if not self.measuring.has_passed(asked):
+            self.measuring.halve(others)
+        for candidate in others:
+            self.measuring.leave_out(
+                candidate, f"not measured: `run_on: {self.demand.run_on}` was asked for, and passed"
+            )
+
+    def _choose(self, *, is_interim: bool = False) -> Plan:
+        return choose(
+            self.facts,
+            self.measuring.profile,
+            self.bundle.manifest,
+            digest=self.bundle.digest,
+            outcomes=[*self.measuring.outcomes(), *self.refused],
+            made_at=self.clock.now().isoformat(timespec="seconds").replace("+00:00", "Z"),
+            demand=self.demand,
+            is_interim=is_interim,
+        )
+
+    def _with_spinning(self, plan: Plan) -> Plan:
+        """Try the choice with threads that spin, for throughput; the ordinary rules say whether that pays."""
+        chosen = plan.chosen
+        if self.demand.objective != "throughput" or not chosen.is_plain_cpu or chosen.threads < 2:
+            return plan
+        self.measuring.again(spinning(chosen))
+        return self._choose()
+
+    def _with_time_share(self, plan: Plan) -> Plan:
+        """Add the share of time by provider, where the choice runs on more than one."""
+        outcomes = list(plan.outcomes)
+        at = next(index for index, each in enumerate(outcomes) if each.candidate == plan.chosen)
+        measured = outcomes[at].measurement
+        if measured is None or len(measured.nodes) < 2 or self.measuring.stop.is_set():
+            return plan
+        share = self.measuring.trace(plan.chosen)
+        outcomes[at] = replace(outcomes[at], measurement=replace(measured, time_share=share))
+        return replace(plan, outcomes=tuple(outcomes))
+
+
+def _prepared_folder(root: Path | None, key: str) -> Path | None:
+    if root is None:
         return None
-
-    def _contenders(self, outcomes: Sequence[Outcome]) -> list[Candidate]:
-        if self.profile.tune.mode == "as-listed":
-            return []
-        passed = [
-            (each.measurement.p99_ms, each.candidate) for each in outcomes if each.measurement and self._passes(each)
-        ]
-        passed.sort(key=lambda pair: pair[0])
-        return [candidate for p99_ms, candidate in passed if p99_ms <= passed[0][0] * CONTENDER_P99][:MOST_CONTENDERS]
-
-    def _passes(self, outcome: Outcome) -> bool:
-        return judge(outcome, self.profile, self.bundle.manifest) is None
-
-    def _budget_spent(self) -> bool:
-        return self.clock.monotonic() - self.started_s >= self.profile.tune.budget_s
-
-
-def _typical(trials: Sequence[Outcome]) -> Outcome:
-    """Return the trial with the median p99 (of two: the higher). A refusal stands: what crashed once will again."""
-    refused = [each for each in trials if each.measurement is None]
-    if refused:
-        return refused[0]
-    return sorted(trials, key=lambda each: each.measurement.p99_ms if each.measurement else 0.0)[len(trials) // 2]
-
-
-def _rfc3339(clock: Clock) -> str:
-    return clock.now().isoformat(timespec="seconds").replace("+00:00", "Z")
+    try:
+        return preparedmodels.folder_of(root, key)
+    except OSError as error:
+        log.warning("what is compiled cannot be kept and is compiled again at each start: %s", error)
+        return None
 
 
 def _save(store: PlanStore, plan: Plan) -> None:

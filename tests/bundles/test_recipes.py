@@ -10,9 +10,9 @@ import pytest
 import bundles
 from agent.bundle.reader import open_bundle
 from agent.device.plan import Candidate
+from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.inference import golden
 from agent.inference.model import open_model
-from agent.inference.session import CPU_PROVIDER
 from bundles.recipe import open_recipe
 from bundles.samples import SampleFile
 

@@ -219,6 +219,12 @@ def test_file_without_camera_and_sensor_is_refused(refused):
     assert "nothing to do" in one(refused("version: 1\n")).message
 
 
+def test_missing_folder_of_profiles_is_refused(refused, tmp_path):
+    """An empty glob would be silent, and the device would be run with a profile that nobody meant."""
+    text = MINIMAL.replace("line3-box1", "line3-box1, profiles: mine")
+    assert one(refused(text)).message == f"there is no folder {tmp_path / 'mine'}"
+
+
 def test_certificate_without_key_is_refused(refused, tmp_path):
     """TLS would fail at the first connection, with a far worse message."""
     (tmp_path / "c.pem").write_text("x")

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from agent import preparation
 from agent.device.facts import Cpu, EpDevice, Facts
 from agent.device.planstore import PlanStore
 from agent.preparation import Preparer
@@ -22,7 +21,7 @@ LATE = replace(EARLY, ep_devices=(EpDevice("CPUExecutionProvider", "cpu"),))
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[Facts]:
     """What the probe will see, one after another."""
     seen = [EARLY, LATE]
-    monkeypatch.setattr(preparation, "probe_facts", lambda *, stop: seen.pop(0))
+    monkeypatch.setattr("agent.device.recognition.probe_facts", lambda *_, **__: seen.pop(0))
     return seen
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent import resources
 from agent.bundle.manifest import Manifest, VariantName
-from agent.device.planning import candidates
+from agent.device.candidates import candidates
 from agent.device.profiles import load_profiles, select
 
 HERE = Path(__file__).parent
@@ -43,6 +43,13 @@ EXPECTED = {
     "rk3588-rknpu": ("aarch64-dotprod+rknpu", "Rknpu npu int8"),
     "graviton3": ("aarch64-i8mm", "CPU int8"),
     "cortex-a53": ("aarch64-plain", "CPU int8"),
+    "intel-core-ultra": ("x86-64-avx2", "CPU fp32-fused"),
+    "nvidia-desktop": ("x86-64-avx2", "CPU fp32-fused"),
+    "ryzen-ai": ("x86-64-amd", "CPU fp32-fused"),
+    "virtual-machine": ("x86-64-avx2", "CPU fp32-fused"),
+    "jetson-orin-nano": ("aarch64-dotprod", "CPU int8"),
+    "qualcomm-rb3gen2": ("aarch64-dotprod", "CPU int8"),
+    "qualcomm-rb5": ("aarch64-dotprod", "CPU int8"),
     "riscv": ("safe-default", "CPU fp32-fused"),
 }
 """The profile, and the first candidate for a bundle that has every variant; None where a device cannot be used."""

@@ -1,28 +1,63 @@
-"""The probe as core sees it: facts, whatever a driver does to the child."""
+"""The probe as core sees it: facts, whatever a driver does to a child."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import threading
+from dataclasses import asdict, replace
 
 import psutil
 import pytest
 
+from agent.device.facts import EpDevice
+from agent.device.hardware.gathering import gather
 from agent.device.probing import probe_facts
+from agent.device.tried import DeviceKind, Tried, kind_of
+
+CPU = EpDevice("CPUExecutionProvider", "cpu")
+NPU = EpDevice("XExecutionProvider", "npu", vendor="X", runtime="plugin:x")
+DIE = "print('vendor.so: oops', file=sys.stderr); sys.stderr.flush(); os.kill(os.getpid(), 11)"
+HANG = "time.sleep(60)"
+WORKS = "say({'is': 'tried', 'unusable': None})"
 
 
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
-    """Replace the probe by a Python script."""
+    """Replace the probe by a script: Python for each question, `gather`, `list` and `try`; `asked` has them all."""
 
-    def use(body: str) -> None:
+    def use(*, gather_: str | None = None, list_: str = "", try_: str = WORKS, devices: tuple[EpDevice, ...] = ()):
+        facts = replace(gather(), runtime_version="1.31", ep_devices=(CPU, *devices)).to_json()
+        bodies = {
+            "gather": gather_ or f"say({{'is': 'facts', 'facts': json.loads({json.dumps(facts)!r})}})",
+            "list": list_ or f"say({{'is': 'devices', 'devices': {[asdict(NPU)]!r}}})",
+            "try": try_,
+        }
         script = tmp_path / "child.py"
-        script.write_text("import os, sys, time\n" + body)
+        script.write_text(
+            "import json, os, sys, time\n"
+            "def say(message): print(json.dumps(message), flush=True)\n"
+            "question = json.loads(sys.stdin.readline())\n"
+            f"print(question, os.getpid(), file=open({str(tmp_path / 'asked')!r}, 'a'))\n"
+            f"exec({bodies!r}[question['is']])\n"
+        )
         monkeypatch.setattr("agent.childprocess.command_line", lambda role: [sys.executable, str(script)])
 
     return use
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Return a function that gives each question asked so far, as text."""
+
+    def read() -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return (tmp_path / "asked").read_text().splitlines()
+        return []
+
+    return read
 
 
 def test_finds_the_cpu_provider_and_the_runtime():
@@ -35,22 +70,29 @@ def test_finds_the_cpu_provider_and_the_runtime():
     assert probe_facts().fingerprint == facts.fingerprint
 
 
+def test_cpu_alone_is_one_child(pretend, asked):
+    """Most devices have nothing else, and must not pay for what others have."""
+    pretend()
+
+    assert probe_facts().ep_devices == (CPU,)
+    assert len(asked()) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "texts"),
     [
-        pytest.param("print('vendor.so: oops', file=sys.stderr); sys.stderr.flush(); os.kill(os.getpid(), 11)",
-                     ("signal 11", "vendor.so: oops"), id="crash"),
-        pytest.param("time.sleep(60)", ("no answer within 0.5 s",), id="hang"),
-        pytest.param("sys.exit(4)", ("status 4",), id="exit"),
-        pytest.param("print('{\"is\": \"facts\", \"facts\": {\"os\": 3}}')", ("is no facts",), id="lie"),
-        pytest.param("print('{\"is\": \"facts\"}')", ("is no facts",), id="empty"),
+        pytest.param(DIE, ("SIGSEGV", "vendor.so: oops"), id="crash"),
+        pytest.param(HANG, ("no answer within 0.5 s",), id="hang"),
+        pytest.param("sys.exit(4)", ("exited with 4",), id="exit"),
+        pytest.param("say({'is': 'facts', 'facts': {'os': 3}})", ("is no facts",), id="lie"),
+        pytest.param("say({'is': 'facts'})", ("is no facts",), id="empty"),
     ],
-)  # fmt: skip
+)
 def test_a_driver_that_misbehaves_is_a_finding(pretend, body, texts):
     """A crashing vendor driver costs its accelerator, never the agent."""
-    pretend(body)
+    pretend(gather_=body)
 
-    facts = probe_facts(timeout_s=0.5 if "sleep" in body else 20)
+    facts = probe_facts(timeout_s=0.5 if body == HANG else 20)
 
     assert facts.ep_devices == ()
     assert facts.cpu.physical_cores >= 1
@@ -59,27 +101,131 @@ def test_a_driver_that_misbehaves_is_a_finding(pretend, body, texts):
     assert all(text in finding.text for text in texts)
 
 
-def test_stop_ends_the_probe_and_leaves_no_child(pretend, tmp_path):
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        pytest.param(DIE, "was ended by SIGSEGV before it answered; its last words: vendor.so: oops", id="crash"),
+        pytest.param(HANG, "gave no answer within 1 s and was killed", id="hang"),
+        pytest.param("print('<<garbage>>'); sys.exit(0)", "exited with 0 before it answered", id="garbage"),
+        pytest.param(
+            "say({'is': 'devices', 'devices': [{'provider': 3}]})", "its answer is no list of devices", id="lie"
+        ),
+        pytest.param("say({'is': 'devices'})", "its answer is no list of devices", id="empty"),
+        pytest.param("say({'is': 'failed', 'text': 'wrong GLIBC'})", "wrong GLIBC", id="refused"),
+        pytest.param("say({'is': 'devices', 'devices': []})", "offers no device here", id="no device"),
+    ],
+)
+def test_a_runtime_that_misbehaves_is_a_finding_and_the_others_stay(pretend, body, text):
+    """One plugin out of several may be broken; its neighbours and the CPU run."""
+    pretend(list_=body)
+
+    facts = probe_facts(("built-in", "plugin:x"), timeout_s=1 if body == HANG else 20)
+
+    assert facts.ep_devices == (CPU,)
+    (finding,) = facts.findings
+    assert finding.probe == "plugin:x"
+    assert text in finding.text
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        pytest.param(WORKS, None, id="works"),
+        pytest.param("say({'is': 'tried', 'unusable': 'off by 1'})", "off by 1", id="wrong"),
+        pytest.param(DIE, "vendor.so: oops", id="crash"),
+        pytest.param(HANG, "gave no answer within 1 s and was killed", id="hang"),
+        pytest.param("say({'is': 'tried', 'unusable': 7})", "nonsense", id="nonsense"),
+        pytest.param("say({'is': 'hello'})", "nonsense", id="another answer"),
+    ],
+)
+def test_a_listed_device_is_tried_and_kept_with_the_reason(pretend, body, text):
+    """A device that drivers list and that makes no session is there, and it is said why it is of no use."""
+    pretend(try_=body)
+
+    (cpu, npu) = probe_facts(("built-in", "plugin:x"), try_timeout_s=1 if body == HANG else 20).ep_devices
+
+    assert cpu == CPU
+    assert replace(npu, unusable=None) == NPU
+    assert npu.unusable is None if text is None else text in npu.unusable
+
+
+def test_two_equal_cards_are_tried_once(pretend, asked):
+    """They share their driver, and its start takes seconds."""
+    cards = [EpDevice("YExecutionProvider", "gpu", name=name) for name in ("first", "second")]
+    pretend(devices=tuple(cards), try_="say({'is': 'tried', 'unusable': 'no'})")
+
+    assert [each.unusable for each in probe_facts().ep_devices] == [None, "no", "no"]
+    assert len(asked()) == 2
+
+
+def test_what_worked_is_believed_and_what_did_not_is_tried_again(pretend, asked, tmp_path):
+    """A start need not wake every driver again, and a driver that was mended is noticed."""
+    tried = Tried(tmp_path / "tried.json")
+    pretend(try_="say({'is': 'tried', 'unusable': 'not yet'})")
+    assert probe_facts(("plugin:x",), tried=tried).ep_devices[1].unusable == "not yet"
+
+    pretend()
+    assert probe_facts(("plugin:x",), tried=tried).ep_devices[1].unusable is None
+    assert len(asked()) == 6, "what failed was not tried again"
+
+    pretend(try_=DIE)
+    assert probe_facts(("plugin:x",), tried=tried).ep_devices[1].unusable is None
+    assert len(asked()) == 8, "what worked was tried again"
+
+    tried.forget()
+    assert probe_facts(("plugin:x",), tried=tried).ep_devices[1].unusable
+
+
+def test_another_driver_or_runtime_makes_it_tried_again(tmp_path):
+    """What an older driver could do says nothing of the new one."""
+    facts = replace(gather(), runtime_version="1.31", ep_devices=(CPU, NPU))
+    tried, kind = Tried(tmp_path / "tried.json"), kind_of(NPU)
+    tried.remember(facts, frozenset({kind}))
+
+    assert tried.worked(facts) == {kind} == {DeviceKind("plugin:x", "XExecutionProvider", "npu")}
+    assert not tried.worked(replace(facts, runtime_version="1.32"))
+    assert not tried.worked(replace(facts, ep_devices=(CPU, replace(NPU, driver_version="2"))))
+    assert not tried.worked(replace(facts, ep_devices=(CPU, replace(NPU, library_version="2"))))
+    assert tried.worked(replace(facts, ep_devices=(CPU, replace(NPU, unusable="no")))) == {kind}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": 3}', b"\xff\xfe", None])
+def test_a_damaged_memory_is_ignored_with_a_log_line(tmp_path, caplog, content):
+    """A cache: worth a second, never a start."""
+    path = tmp_path / "tried.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    facts = replace(gather(), ep_devices=(NPU,))
+
+    assert Tried(path).worked(facts) == frozenset()
+    assert "is ignored" in caplog.text
+    Tried(path).remember(facts, frozenset({kind_of(NPU)}))
+    assert bool(Tried(path).worked(facts)) is (content is not None)
+
+
+@pytest.mark.parametrize("question", ["gather_", "list_", "try_"])
+def test_stop_ends_the_probe_and_leaves_no_child(pretend, asked, question):
     """A driver that hangs must not outlive an agent that is told to stop while it starts."""
-    pretend(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    pretend(**{question: HANG})
     stop = threading.Event()
-    probing = threading.Thread(target=lambda: probe_facts(60, stop=stop))
+    probing = threading.Thread(target=lambda: probe_facts(("plugin:x", "plugin:y"), 60, stop=stop))
     probing.start()
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+    while probing.is_alive() and not any(f"'{question[:-1]}'" in line for line in asked()):
         probing.join(0.02)
+    assert probing.is_alive(), "it ended before it was asked to"
     stop.set()
     probing.join(10)
     assert not probing.is_alive()
-    pid = int((tmp_path / "pid").read_text())
-    with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(pid).wait(10)
+    for line in asked():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(int(line.split()[-1])).wait(10)
 
 
 def test_core_side_never_imports_native_code():
     """Core must stay alive when ONNX Runtime or OpenCV crash, so it may not load them, by whatever way."""
     code = (
-        "import sys, agent.device.probing, agent.device.profiles, agent.device.planning, agent.device.planstore, "
-        "agent.trial.planner, agent.trial.running\n"
+        "import sys, agent.preparation, agent.device.probing, agent.device.profiles, agent.device.candidates, "
+        "agent.device.planstore, agent.device.absence, agent.trial.planner, agent.trial.running\n"
+        "from agent.device.runtimes.catalogue import find_runtimes; find_runtimes()\n"
         "print([name for name in ('onnxruntime', 'cv2', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

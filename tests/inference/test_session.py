@@ -106,15 +106,21 @@ def test_absent_provider_is_refused_and_names_those_present(ultraface_path: Path
     assert "CPUExecutionProvider" in str(caught.value)
 
 
-def test_provider_that_takes_no_node_is_refused_not_replaced(
-    ultraface_path: Path, cpu: Candidate, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The wheel's Azure provider runs none of these nodes: left alone, ONNX Runtime would run all on the CPU."""
+@pytest.fixture
+def taking_nothing(cpu: Candidate) -> Candidate:
+    """The wheel's Azure provider, which runs none of these nodes: left alone, ONNX Runtime would run all on the CPU."""
     provider = "AzureExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         pytest.skip("this build has no provider but the CPU's")
-    with pytest.raises(CandidateError, match="Azure"):
-        open_session(ultraface_path, replace(cpu, provider=provider))
+    return replace(cpu, provider=provider, device_type="gpu")
+
+
+def test_provider_that_takes_no_node_is_refused_not_replaced(
+    ultraface_path: Path, taking_nothing: Candidate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A session in which the CPU does everything must not pass as an accelerator's."""
+    with pytest.raises(CandidateError, match="Azure gpu fp32 runs none of this model: .* CPUExecutionProvider"):
+        open_session(ultraface_path, taking_nothing)
     assert "Falling back" not in capfd.readouterr().out
 
 
@@ -136,14 +142,13 @@ def test_session_options_that_onnxruntime_refuses_are_the_candidates_fault(
         open_session(ultraface_path, replace(cpu, session_options=(("", "1"),)))
 
 
-def test_candidates_own_session_options_win(ultraface_path: Path, cpu: Candidate) -> None:
-    """A profile may allow a provider to leave nodes to the CPU; the record then says how many it left."""
-    provider = "AzureExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        pytest.skip("this build has no provider but the CPU's")
-    allowed = (("session.disable_cpu_ep_fallback", "0"),)
-    session = open_session(ultraface_path, replace(cpu, provider=provider, session_options=allowed))
-    assert set(session.nodes) == {"CPUExecutionProvider"}
+def test_candidates_own_session_options_win(ultraface_path: Path, cpu: Candidate, taking_nothing: Candidate) -> None:
+    """Where a pipeline requires its accelerator, ONNX Runtime itself is told to leave the CPU out."""
+    strict = (("session.disable_cpu_ep_fallback", "1"),)
+    with pytest.raises(CandidateError, match="fallback to CPU EP has been explicitly disabled"):
+        open_session(ultraface_path, replace(taking_nothing, session_options=strict))
+    unrecorded = (("session.record_ep_graph_assignment_info", "0"),)
+    assert open_session(ultraface_path, replace(cpu, session_options=unrecorded)).nodes == {}
 
 
 @pytest.mark.parametrize(

@@ -431,3 +431,120 @@ def test_drops_of_the_source_itself_are_reported_and_kept_over_a_reconnect(event
     with bench.loop:
         eventually(lambda: bench.loop.source_state == "finished")
     assert bench.loop.dropped["stale"] == 5
+
+
+class Frail(Echo):
+    """A model whose provider fails from one sample on, and for good."""
+
+    def __init__(self, fails_at, **more):
+        super().__init__(**more)
+        self.fails_at, self.has_failed, self.tried = fails_at, threading.Event(), []
+
+    def infer(self, inputs):
+        self.tried.append(inputs)
+        if inputs >= self.fails_at:
+            self.has_failed.set()
+            raise CandidateError("the device does not answer any more")
+        return super().infer(inputs)
+
+
+class Relieved(Bench):
+    """A loop whose provider fails; the test says when another session is there."""
+
+    def __init__(self, sources, *models, **settings):
+        super().__init__(sources, model=models[0], **settings)
+        self.said = []
+        self.loop.active = replace(self.loop.active, has_fallbacks=len(models) > 1)
+        self.loop._on_provider_failure = lambda failed, error: self.said.append((failed, str(error)))
+
+    def relieve(self, model, version, *, has_fallbacks=False):
+        active = self.loop.active
+        self.loop.active = replace(
+            active, model=model, made_by={"version": version}, tally=Tally(), has_fallbacks=has_fallbacks
+        )
+
+
+def test_sample_whose_provider_failed_is_kept_and_run_again_by_the_next(eventually):
+    """A recording loses nothing: not the sample at hand, and not the two that were prepared for the old session."""
+    frail = Frail(3)
+    bench = Relieved([lambda first_id: Ticks([None] * 8, first_id=first_id)], frail, Echo())
+    with bench.loop:
+        eventually(lambda: bench.said)
+        assert [text for _, text in bench.said] == ["the device does not answer any more"]
+        eventually(lambda: bench.values == [0, 1, 2])
+        bench.relieve(Echo(), "2")
+        eventually(lambda: bench.loop.source_state == "finished")
+    assert bench.values == list(range(8))
+    assert bench.versions[:8] == ["1"] * 3 + ["2"] * 5, "an event names what really made it"
+    assert frail.tried == [0, 1, 2, 3], "what failed is not asked again"
+    assert sum(bench.loop.dropped.values()) == 0
+    assert bench.failures == []
+
+
+def test_provider_that_fails_in_the_place_of_another_is_said_too_and_the_sample_is_still_kept(eventually):
+    """One after the other, down to the last."""
+    bench = Relieved([lambda first_id: Ticks([None] * 4, first_id=first_id)], Frail(1), Frail(1), Echo())
+    with bench.loop:
+        eventually(lambda: len(bench.said) == 1)
+        bench.relieve(Frail(1), "2", has_fallbacks=True)
+        eventually(lambda: len(bench.said) == 2)
+        bench.relieve(Echo(), "3")
+        eventually(lambda: bench.loop.source_state == "finished")
+    assert bench.values == [0, 1, 2, 3]
+    assert bench.versions[:4] == ["1", "3", "3", "3"]
+
+
+def test_live_source_is_drained_while_another_session_is_waited_for(eventually):
+    """A camera does not wait: the newest picture is worked on then, and the others are counted."""
+    go_on = threading.Event()
+    ticks = [None, None, *([None] * 5), go_on, None]
+    bench = Relieved([lambda first_id: Ticks(ticks, first_id=first_id, is_live=True)], Frail(0), Echo())
+    with bench.loop:
+        eventually(lambda: bench.said)
+        eventually(lambda: bench.loop.captured == 7)
+        bench.relieve(Echo(), "2")
+        go_on.set()
+        eventually(lambda: bench.loop.source_state == "finished")
+    counts = bench.loop
+    assert counts.samples + counts.dropped["latest"] == counts.captured == 8
+    assert counts.dropped["latest"] >= 4
+    assert counts.dropped["invalid"] == 0
+
+
+def test_without_fallbacks_a_failing_provider_is_an_invalid_answer_as_before(eventually):
+    """The plain CPU has nothing to wait for."""
+    bench = Relieved([lambda first_id: Ticks([None] * (INVALID_LIMIT + 5), first_id=first_id)], Frail(0))
+    with bench.loop:
+        eventually(lambda: bench.failures)
+    assert bench.said == []
+    assert bench.loop.dropped["invalid"] == INVALID_LIMIT
+
+
+def test_stopping_ends_the_wait_for_another_session(eventually):
+    """SIGTERM comes when it comes."""
+    bench = Relieved([lambda first_id: Ticks([None] * 4, first_id=first_id)], Frail(0), Echo())
+    with bench.loop:
+        eventually(lambda: bench.said)
+        bench.loop.stop()
+        assert bench.loop.join(5.0)
+    assert bench.loop.dropped["invalid"] == 0
+
+
+def test_wait_that_nobody_ends_ends_the_pipeline(monkeypatch, eventually):
+    """Core may be at its wits' end: then the worker gives up, and supervision starts it anew."""
+    monkeypatch.setattr("agent.pipeline.loop.PROVIDER_WAIT_S", 0.05)
+    bench = Relieved([lambda first_id: Ticks([None] * 4, first_id=first_id)], Frail(0), Echo())
+    with bench.loop:
+        eventually(lambda: bench.failures)
+    assert len(bench.failures) == 1
+
+
+def test_inference_that_hangs_is_seen_from_outside(eventually):
+    """The beat tells core how long it has been running."""
+    gate = threading.Event()
+    bench = Relieved([lambda first_id: Ticks([None], first_id=first_id)], Echo(gate=gate))
+    with bench.loop:
+        eventually(lambda: bench.loop.inferring_s > 0.01)
+        gate.set()
+        eventually(lambda: bench.loop.source_state == "finished")
+        assert bench.loop.inferring_s == 0.0

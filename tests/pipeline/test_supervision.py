@@ -39,8 +39,10 @@ class Bench:
     def ready(self):
         return self.do(self.supervisor.ready(self.clock.monotonic()))
 
-    def beat(self, samples, *, source="open", text="", invalid="", name="door"):
-        pipeline = {"samples": samples, "source": source, "source_text": text, "invalid_text": invalid}
+    def beat(self, samples, *, source="open", text="", invalid="", name="door", inferring_s=0.0):
+        pipeline = {
+            "samples": samples, "source": source, "source_text": text, "invalid_text": invalid, "inferring_s": inferring_s,
+        }  # fmt: skip
         return self.do(self.supervisor.beat({"pipelines": {name: pipeline}, "rss_bytes": 0}, self.clock.monotonic()))
 
     def exit(self, status, words=""):
@@ -284,7 +286,7 @@ def test_swap_that_was_answered_has_no_deadline():
     """Neither the next hour nor the next process may be killed for it."""
     bench = running()
     bench.do(bench.supervisor.swapping(bench.clock.monotonic()))
-    bench.supervisor.swapped()
+    bench.supervisor.swapped(bench.clock.monotonic())
     bench.run_for(120)
     assert bench.supervisor.state == "running"
     bench.do(bench.supervisor.swapping(bench.clock.monotonic()))
@@ -331,3 +333,38 @@ def test_worker_that_waits_or_was_stopped_has_nothing_to_make_room():
     assert bench.do(bench.supervisor.replace(bench.clock.monotonic())) == [Start()]
     bench.do(bench.supervisor.stop())
     assert bench.do(bench.supervisor.replace(bench.clock.monotonic())) == []
+
+
+def test_inference_that_takes_too_long_is_a_hang_though_the_worker_beats():
+    """A hung accelerator blocks one thread; the beat's goes on. It is left after seconds, not after the stall's fifteen."""
+    bench = running()
+    bench.supervisor.patience_s = 3.0
+    assert bench.beat(1, inferring_s=2.9) == []
+    (kill,) = bench.beat(1, inferring_s=3.9)
+    assert "an inference for door takes longer than 3.0 s" in kill.reason
+    assert bench.supervisor.has_stalled
+
+
+def test_nothing_need_come_through_while_another_session_is_loaded():
+    """A provider that failed lets nothing through until another has taken over: that is no stall, then or just after it."""
+    bench = running()
+    bench.beat(1)
+    bench.do(bench.supervisor.swapping(bench.clock.monotonic()))
+    for _ in range(30):
+        bench.clock.advance(1)
+        bench.beat(1)
+        assert bench.do(bench.supervisor.tick(bench.clock.monotonic())) == []
+    bench.supervisor.swapped(bench.clock.monotonic())
+    bench.clock.advance(1)
+    bench.beat(1)
+    assert bench.do(bench.supervisor.tick(bench.clock.monotonic())) == []
+    assert bench.supervisor.state == "running"
+
+
+def test_failure_for_people_is_told_apart_from_one_of_the_candidate():
+    """Another accelerator does not mend an unknown label."""
+    bench = running()
+    bench.supervisor.failing({"reason": "no label dragon", "exit_code": BundleError.exit_code})
+    assert bench.supervisor.is_for_people
+    bench.supervisor.failing({"reason": "the device is gone", "exit_code": CandidateError.exit_code})
+    assert not bench.supervisor.is_for_people

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import app
+from agent import app, running
 from agent.clock import SystemClock, SystemRandom
-from agent.device.plan import Candidate
+from agent.device.plan import Candidate, Plan
 from agent.errors import BundleError
 from agent.mqtt.messages import MessageArrived
 from agent.paths import open_state
@@ -27,13 +27,13 @@ SETTINGS = {
 }
 
 
-class Preparation(list):
+class Preparation:
     """What is to be prepared; the test says what comes of it."""
 
     is_running = True
 
     def __init__(self, wanted, *_, **__):
-        super().__init__(wanted)
+        self.wanted = wanted
 
     start = stop = lambda self: None
 
@@ -41,12 +41,15 @@ class Preparation(list):
 class Workers:
     def __init__(self):
         self.asked = []
+        self.models = set()
 
-    def swap(self, job):
+    def swap(self, job, purpose="release"):
         self.asked.append(("swap", job))
+        self.models.add(job.model)
 
     def add(self, job):
         self.asked.append(("add", job))
+        self.models.add(job.model)
 
     def end(self, model):
         self.asked.append(("end", model))
@@ -68,43 +71,44 @@ class Updating:
 
 @pytest.fixture
 def core(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(app, "Preparation", Preparation)
+    monkeypatch.setattr(running, "Preparation", Preparation)
     core = app.Core(Settings.model_validate(SETTINGS), open_state(tmp_path), SystemClock(), SystemRandom())
-    core._workers, core._updating = Workers(), Updating()
+    core._running._workers = core._workers = Workers()
+    core._running.updating = core._updating = Updating()
     yield core
     core._outbox.close(0.0)
 
 
 def newest(core) -> Wanted:
-    return core._preparations[-1][0]
+    return core._running._preparations[-1].wanted
 
 
 def prepared(wanted: Wanted) -> Prepared:
     candidate = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
-    plan = SimpleNamespace(chosen=candidate, reason="", outcomes=())
+    plan = Plan("f", "d", "1", "p", candidate, "", (), "now", ranked=(candidate,))
     manifest = SimpleNamespace(version="1", variant=lambda name: None)
     return Prepared(wanted, SimpleNamespace(manifest=manifest, folder=Path(wanted.bundle)), plan, was_stored=True)
 
 
 def test_late_failure_of_a_switch_given_up_does_not_cost_the_confirmed_bundle(core):
     """The machine gave the new bundle up after its limit and went back; then its preparation fails after all."""
-    core._switch("m", NEW)
+    core._running.switch("m", NEW)
     late = newest(core)
-    core._switch("m", OLD)
+    core._running.switch("m", OLD)
     core._deal_with(PreparationFailed(late, BundleError("late")))
     assert core._updating.answers == []
     core._deal_with(prepared(newest(core)))
-    core._swap_ended("m", None)
+    core._running.swap_ended("m", None)
     assert core._updating.answers == ["switched"]
 
 
 def test_late_success_of_a_switch_given_up_is_not_taken_for_the_way_back(core):
     """Its bundle must not run any more, and is not what `switched` would say."""
-    core._switch("m", NEW)
+    core._running.switch("m", NEW)
     late = newest(core)
     core._deal_with(prepared(late))
-    core._switch("m", OLD)
-    core._swap_ended("m", None)
+    core._running.switch("m", OLD)
+    core._running.swap_ended("m", None)
     core._deal_with(prepared(late))
     assert core._updating.answers == []
     assert [what for what, _ in core._workers.asked] == ["swap"]
@@ -112,9 +116,9 @@ def test_late_success_of_a_switch_given_up_is_not_taken_for_the_way_back(core):
 
 def test_failure_of_what_was_to_run_at_the_start_is_not_the_new_release_s(core):
     """A damaged old bundle, found while the good new one was on its way in, would deny the good one."""
-    core._prepare([Wanted("m", "/store/old", OLD)])
+    core._running.prepare(Wanted("m", "/store/old", OLD))
     at_start = newest(core)
-    core._switch("m", NEW)
+    core._running.switch("m", NEW)
     core._deal_with(PreparationFailed(at_start, BundleError("damaged")))
     core._deal_with(prepared(at_start))
     assert (core._updating.answers, core._workers.asked) == ([], [])
@@ -122,24 +126,24 @@ def test_failure_of_what_was_to_run_at_the_start_is_not_the_new_release_s(core):
 
 def test_factory_bundle_that_failed_once_does_not_push_a_release_aside(core):
     """Its next attempt would start a second worker, on the same camera."""
-    core._prepare([Wanted("m", "parcels")])
+    core._running.prepare(Wanted("m", "parcels"))
     factory = newest(core)
-    core._switch("m", NEW)
+    core._running.switch("m", NEW)
     core._deal_with(PreparationFailed(factory, BundleError("broken")))
-    assert core._prepare_again == {}
+    assert core._running._prepare_again == {}
 
 
 def test_way_back_to_the_factory_bundle_is_tried_again(core):
     """There is nothing behind it."""
-    core._switch("m", None)
+    core._running.switch("m", None)
     core._deal_with(PreparationFailed(newest(core), BundleError("the disk was slow")))
     assert core._updating.answers == [str(BundleError("the disk was slow"))]
-    assert core._prepare_again["m"][1].is_switch
+    assert core._running._prepare_again["m"][1].is_switch
 
 
 def test_signed_settings_that_fit_no_pipeline_fail_the_switch_and_not_core(core):
     """A release for the bundle that runs already has no trial: core met them first, and ended by them at every start."""
-    core._switch("m", Slot(8, "parcels", "2", "a" * 64, {"door": {"zones": {"gate": {"coordinates": []}}}}))
+    core._running.switch("m", Slot(8, "parcels", "2", "a" * 64, {"door": {"zones": {"gate": {"coordinates": []}}}}))
     core._deal_with(prepared(newest(core)))
     assert len(core._updating.answers) == 1
     assert "zones" in core._updating.answers[0]
@@ -175,6 +179,6 @@ def test_taking_the_channel_out_is_no_silent_fallback(tmp_path: Path):
     Slots(paths.updates).save(Record("m", "stable", "confirmed", NEW))
     settings = Settings.model_validate({**SETTINGS, "models": {"m": {"bundle": "parcels"}}, "update": None})
     core = app.Core(settings, paths, SystemClock(), SystemRandom())
-    assert core._wanted_at_start("m") == Wanted("m", "parcels")
+    assert core._running.wanted_at_start("m") == Wanted("m", "parcels")
     assert [each.name for each in core._conditions if "release" in each.name] == ["release-unused/m"]
     core._outbox.close(0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.device.facts import Camera, Cpu, Facts, Finding
-from agent.device.hardware import board, cameras, cgroup, cpu, memory, thermal
+from agent.device.hardware import accelerators, board, cameras, cgroup, cpu, memory, thermal
 from agent.device.hardware.sysfiles import SYSTEM_ROOT
 
 Gathered = TypeVar("Gathered")
@@ -60,6 +60,7 @@ def gather(root: Path = SYSTEM_ROOT, *, system: str | None = None, architecture:
         cpu=attempt("cpu", lambda: cpu.read_cpu(root, system), UNKNOWN_CPU),
         memory_bytes=attempt("memory", lambda: memory.total_bytes(root, system), 0),
         memory_limit_bytes=attempt("memory", lambda: cgroup.memory_limit_bytes(root), None),
+        accelerators=attempt("accelerators", lambda: accelerators.accelerators(root, system), ()),
         cameras=found_cameras,
         thermal_zones=attempt("thermal", lambda: thermal.thermal_zones(root), ()),
         findings=camera_findings,

@@ -35,3 +35,9 @@ def folders(root: Path, relative: str, prefix: str) -> list[Path]:
 
 def _is_numbered(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and name[len(prefix) :].isdecimal()
+
+
+def properties(root: Path, relative: str) -> dict[str, str]:
+    """Return a file of `KEY=value` lines, such as a device's `uevent`; empty where it is missing."""
+    lines = (read(root, relative) or "").splitlines()
+    return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}

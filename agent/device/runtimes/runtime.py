@@ -26,7 +26,8 @@ class Assignment:
     nodes: Mapping[str, int] = field(default_factory=dict)
     """Graph nodes by provider."""
     partitions: Mapping[str, int] = field(default_factory=dict)
-    """Connected parts by provider; the plain CPU provider's nodes count as one part where they are all."""
+    """Connected parts by provider, where the runtime tells: a provider that has all nodes has one part, one that compiles
+    has those that it compiled. One that takes nodes one by one, as the plain CPU provider does, is left out of a mixed graph."""
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By provider: how many nodes of each operator type."""
 

@@ -1,0 +1,69 @@
+"""What candidates compiled, on disk: one folder a plan, and in it one a candidate. A cache that may be deleted at any time.
+
+Takes the root (`StatePaths.prepared`); says where a plan's folder is, and removes what no plan needs any more. What is inside a
+candidate's folder is the runtime's business. Nothing here raises: a cache that cannot be tidied costs disk, not service.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from agent.device.plan import Plan
+
+log = logging.getLogger(__name__)
+
+MOST_PLANS = 8
+"""Folders kept: this bundle and the one before it, for a few models and demands; an engine may take hundreds of megabytes."""
+KEPT_CANDIDATES = 3
+"""Of a plan: the choice and what takes over when it fails."""
+
+
+def folder_of(root: Path, key: str) -> Path:
+    """Return the plan's folder, made where it is missing.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = root / key
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def keep_best(root: Path, plan: Plan) -> None:
+    """Remove what the candidates left that are not among the plan's best."""
+    kept = {candidate.prepared_name for candidate in plan.ranked[:KEPT_CANDIDATES]}
+    for folder in _folders(root / plan.key):
+        if folder.name not in kept:
+            _remove(folder)
+
+
+def forget(root: Path, in_use: Collection[str]) -> None:
+    """Remove the folders of plans, but the newest `MOST_PLANS` and those whose keys are `in_use`."""
+    newest_first = sorted(_folders(root), key=_modified_s, reverse=True)
+    for folder in newest_first[MOST_PLANS:]:
+        if folder.name not in in_use:
+            _remove(folder)
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()]
+    except OSError:
+        return []
+
+
+def _modified_s(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("prepared models that nobody needs cannot be removed from %s: %s", folder, error)

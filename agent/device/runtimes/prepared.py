@@ -1,0 +1,340 @@
+"""What one candidate compiled or optimised, kept in a folder of its own so that the next session loads in a fraction.
+
+Three kinds (`providers.Keeps`): ONNX Runtime's optimized graph, loaded with optimization off; a model of EPContext nodes;
+and the folder in which a provider keeps its own cache. All are made the same way: a draft session writes into a
+temporary sibling, an index with every file's size and SHA-256 comes last, and a rename makes it the folder, so builders that
+meet do not harm each other and a power cut leaves nothing half. The session that serves is then loaded from the folder.
+
+A cache, never an error: what is damaged is deleted and made again; what does not load is deleted and the model itself is used;
+a disk that is full or read-only is logged and done without. Nothing in here is taken from outside this device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from agent import atomicfile
+from agent.bundle.manifest import TensorSpec
+from agent.device.plan import Candidate
+from agent.device.runtimes.providers import Provider, provider_of
+from agent.device.runtimes.runtime import Assignment, RuntimeSession
+from agent.errors import BundleError, CandidateError
+
+log = logging.getLogger(__name__)
+
+INDEX = "index.json"
+MODEL = "model.onnx"
+WEIGHTS = "weights.bin"
+LARGE_WEIGHT_BYTES = 1 << 20
+"""Larger weights go beside the optimized graph, where they are mapped and not parsed; a file of protobuf ends at 2 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """How a session is made otherwise than from the model as it is."""
+
+    model_path: Path | None = None
+    is_optimized: bool = False
+    """The graph was optimized before: doing it again would cost what was saved."""
+    optimized_path: Path | None = None
+    """Where ONNX Runtime is to write the graph after optimizing it."""
+    session_options: Mapping[str, str] = field(default_factory=dict)
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    is_draft: bool = False
+    """Made for what it writes, and closed again."""
+
+
+AS_IT_IS = Variation()
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What lies in a folder, and what the draft session knew of the whole model: a compiled one has forgotten it."""
+
+    files: dict[str, tuple[int, str]]
+    """Size and SHA-256 by the path within the folder."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: dict[str, str]
+    nodes: dict[str, int]
+    partitions: dict[str, int]
+    operators: dict[str, dict[str, int]]
+    is_useless: bool = False
+    """Nothing came of preparing, or what came did not load: the model itself is used, and nothing is tried again."""
+
+
+SessionT = TypeVar("SessionT", bound=RuntimeSession)
+Make = Callable[[Variation], SessionT]
+
+_index: TypeAdapter[Index] = TypeAdapter(Index)
+
+
+def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT]) -> SessionT:
+    """Return a session from `folder`, which is filled first where it is missing or damaged.
+
+    Args:
+        folder: This candidate's own; its parents are made.
+        candidate: Says what can be kept.
+        make: Makes a session of a variation.
+
+    Raises:
+        BundleError: the model is none.
+        CandidateError: the provider cannot run it, prepared or not.
+    """
+    provider = provider_of(candidate.provider, candidate.runtime)
+    if provider.keeps == "nothing":
+        return make(AS_IT_IS)
+    index = read_whole(folder)
+    if index is not None and not index.is_useless and (session := _load(folder, index, provider, make)):
+        session.was_prepared = True
+        return session
+    if index is None or not index.is_useless:
+        session = _prepare_and_load(folder, provider, make)
+        if session is not None:
+            return session
+    return make(AS_IT_IS)
+
+
+def read_whole(folder: Path) -> Index | None:
+    """Return the index of a folder whose every file is as it was written. What is damaged is deleted, and logged."""
+    try:
+        index = _index.validate_json((folder / INDEX).read_bytes())
+        damaged = next(
+            (name for name, (size, digest) in index.files.items() if not _is(folder / name, size, digest)), None
+        )
+    except FileNotFoundError:
+        if not folder.exists():
+            return None
+        damaged = INDEX
+    except (OSError, ValidationError):
+        damaged = INDEX
+    if damaged is None:
+        return index
+    log.warning("the prepared model in %s is damaged (%s) and is made again", folder, damaged)
+    _delete(folder)
+    return None
+
+
+def _prepare_and_load(folder: Path, provider: Provider, make: Make[SessionT]) -> SessionT | None:
+    """Fill the folder and load from it, which proves it. What proves useless is marked, or each start would try again."""
+    index = _prepare(folder, provider, make)
+    if index is None or index.is_useless:
+        return None
+    before = _stamps(folder)
+    session = _load(folder, index, provider, make)
+    if session is None:
+        _mark_useless(folder, index)
+    elif _stamps(folder) != before:  # as OpenVINO does for its CPU device (seen with 1.24.1)
+        log.info("%s writes its cache anew at each load, so none is kept in %s", provider.name, folder)
+        _mark_useless(folder, index)
+    return session
+
+
+def _load(folder: Path, index: Index, provider: Provider, make: Make[SessionT]) -> SessionT | None:
+    """Return a session from what is prepared; None, and nothing is left of it, where it does not load."""
+    before = _stamps(folder)
+    try:
+        session = make(_loading(folder, provider))
+    except (BundleError, CandidateError) as error:
+        log.warning("the prepared model in %s does not load and is deleted: %s", folder, error.message)
+        _delete(folder)
+        return None
+    if (session.inputs, session.outputs) != (index.inputs, index.outputs):
+        log.warning("the prepared model in %s has other inputs or outputs and is deleted", folder)
+        _delete(folder)
+        return None
+    if _stamps(folder) != before:
+        _seal_again(folder, index)
+    session.metadata = index.metadata
+    session.assignment = Assignment(index.nodes, index.partitions, index.operators)
+    return session
+
+
+def _prepare(folder: Path, provider: Provider, make: Make[SessionT]) -> Index | None:
+    """Fill the folder; None where that cannot be done here and now."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        with _workshop(folder) as workshop:
+            index = _draft(workshop, provider, make)
+            _publish(workshop, folder, index)
+            return index
+    except OSError as error:
+        log.warning("nothing can be kept in %s, so every start prepares the model anew: %s", folder, error)
+    except CandidateError as error:
+        log.warning("a prepared model for %s cannot be made: %s", folder, error.message)
+    return None
+
+
+def _draft(workshop: Path, provider: Provider, make: Make[SessionT]) -> Index:
+    """Let a session write into the workshop, and describe what came of it."""
+    session = make(_drafting(workshop, provider))
+    assignment = session.assignment
+    inputs, outputs, metadata = session.inputs, session.outputs, dict(session.metadata)
+    del session  # some write their cache when they close
+    files = _sealed_files(workshop)
+    is_model = provider.keeps != "cache-folder"
+    return Index(
+        files=files,
+        inputs=inputs,
+        outputs=outputs,
+        metadata=metadata,
+        nodes=dict(assignment.nodes),
+        partitions=dict(assignment.partitions),
+        operators={name: dict(counts) for name, counts in assignment.operators.items()},
+        is_useless=not files or (is_model and MODEL not in files),
+    )
+
+
+def _drafting(folder: Path, provider: Provider) -> Variation:
+    """Return the variation that makes a session write into `folder`."""
+    match provider.keeps:
+        case "optimized-graph":
+            entries = {
+                "session.optimized_model_external_initializers_file_name": WEIGHTS,
+                "session.optimized_model_external_initializers_min_size_in_bytes": str(LARGE_WEIGHT_BYTES),
+            }
+            return Variation(optimized_path=folder / MODEL, session_options=entries, is_draft=True)
+        case "ep-context":
+            # The way of ModelCompiler, but with the record of which nodes went where: a compiled model has one left.
+            entries = {
+                "ep.context_enable": "1",
+                "ep.context_file_path": str(folder / MODEL),
+                "ep.context_embed_mode": "0",
+                "ep.context_model_external_initializers_file_name": WEIGHTS,  # of the nodes that are left to others
+            }
+            return Variation(session_options=entries, is_draft=True)
+        case _:
+            return Variation(provider_options=provider.caching_in(folder), is_draft=True)
+
+
+def _loading(folder: Path, provider: Provider) -> Variation:
+    """Return the variation that makes a session of what lies in `folder`."""
+    match provider.keeps:
+        case "optimized-graph":
+            return Variation(model_path=folder / MODEL, is_optimized=True)
+        case "ep-context":
+            return Variation(model_path=folder / MODEL)
+        case _:
+            return Variation(provider_options=provider.caching_in(folder))
+
+
+def _publish(workshop: Path, folder: Path, index: Index) -> None:
+    """Make the workshop the folder. Another builder that was faster has made the same: its folder stays."""
+    atomicfile.write(workshop / INDEX, _index.dump_json(index))
+    try:
+        workshop.rename(folder)
+    except OSError:
+        if not (folder / INDEX).is_file():
+            raise
+    atomicfile.sync_folder(folder.parent)
+
+
+def _mark_useless(folder: Path, index: Index) -> None:
+    """Put a mark in place of what is there: the model itself is used from now on."""
+    useless = replace(index, files={}, is_useless=True)
+    _delete(folder)
+    with contextlib.suppress(OSError), _workshop(folder) as workshop:
+        _publish(workshop, folder, useless)
+
+
+@contextlib.contextmanager
+def _workshop(folder: Path) -> Iterator[Path]:
+    """Give an empty sibling of `folder` that no other process takes for abandoned; gone afterwards, unless renamed."""
+    workshop = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+    descriptor = _hold(workshop)
+    try:
+        yield workshop
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete the workshops of builders that were killed: trials often are, at their limit of time or memory."""
+    for abandoned in folder.parent.glob(f"{_prefix(folder)}*"):
+        with contextlib.suppress(OSError):
+            descriptor = _hold(abandoned)
+            shutil.rmtree(abandoned, ignore_errors=True)
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _hold(workshop: Path) -> int | None:
+    """Take the workshop's lock, which ends with this process. Windows needs none: there, files in use cannot be deleted.
+
+    Raises:
+        OSError: another process has it.
+    """
+    if os.name == "nt":
+        return None
+    import fcntl
+
+    descriptor = os.open(workshop, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _delete(folder: Path) -> None:
+    """Delete the folder at once for everybody: by a rename, since another process may look while files go."""
+    with contextlib.suppress(OSError):
+        aside = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+        folder.rename(aside / "damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _seal_again(folder: Path, index: Index) -> None:
+    """Index anew what the provider has renewed by itself, as TensorRT does with an engine of another version."""
+    with contextlib.suppress(OSError):
+        atomicfile.write(folder / INDEX, _index.dump_json(replace(index, files=_sealed_files(folder))))
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return what tells that a file was written again: cheap, where reading an engine of a gigabyte is not."""
+    stamps: dict[str, tuple[int, int]] = {}
+    for path in _files(folder):
+        with contextlib.suppress(FileNotFoundError):  # another process deletes a damaged folder
+            status = path.stat()
+            stamps[str(path)] = (status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INDEX)
+
+
+def _sealed_files(folder: Path) -> dict[str, tuple[int, str]]:
+    return {path.relative_to(folder).as_posix(): _sealed(path) for path in _files(folder)}
+
+
+def _prefix(folder: Path) -> str:
+    return f".{folder.name}."
+
+
+def _sealed(path: Path) -> tuple[int, str]:
+    """Write a file through to the disk; return its size and SHA-256."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
+
+
+def _is(path: Path, size: int, digest: str) -> bool:
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size == size and hashlib.file_digest(file, "sha256").hexdigest() == digest

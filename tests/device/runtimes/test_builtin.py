@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnxruntime
+import pytest
+
+from agent.device.plan import Candidate
+from agent.device.runtimes import ortdevices, ortsession
+from agent.device.runtimes.catalogue import open_runtime
+from agent.device.runtimes.providers import (
+    TABLE,
+    Provider,
+    known_devices,
+    options_for,
+    registration_name,
+    unknown_options,
+)
+from agent.device.runtimes.runtime import Opening
+from agent.errors import CandidateError
+
+
+def test_cpu_is_a_device_and_a_web_service_is_none() -> None:
+    """Every wheel lists Azure's provider, which calls a server: no device of this machine."""
+    found = {device.provider for device in open_runtime("built-in").devices()}
+    assert "CPUExecutionProvider" in found
+    assert "AzureExecutionProvider" not in found
+
+
+def test_providers_without_a_device_list_get_theirs_from_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classic OpenVINO, CoreML and CUDA wheels list a name only."""
+    names = ["CoreMLExecutionProvider", "CUDAExecutionProvider", "StrangeExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    found = [(device.provider, device.device_type) for device in open_runtime("built-in").devices()]
+    assert [kind for name, kind in found if name == "CoreMLExecutionProvider"] == ["cpu", "gpu", "npu"]
+    assert ("CUDAExecutionProvider", "gpu") in found
+    assert ("StrangeExecutionProvider", "gpu") in found
+    assert found.count(("CPUExecutionProvider", "cpu")) == 1
+
+
+def test_device_is_described_by_what_stays() -> None:
+    """A plan is keyed by this: Windows numbers a device anew at each boot, and a library's path is none of its traits."""
+    hardware = SimpleNamespace(
+        type=SimpleNamespace(name="GPU"),
+        vendor="Intel",
+        metadata={"LUID": "81234", "DxgiAdapterNumber": "0", "Description": "Arc B580", "Discrete": "1"},
+    )
+    ep_metadata = {"version": "1.8.1", "library_path": "/opt/x.so", "ov_device": "GPU"}
+    device = SimpleNamespace(ep_name="OpenVINOExecutionProvider", ep_metadata=ep_metadata, device=hardware)
+    described = ortdevices.describe(device, runtime="plugin:x", library_version="1.8.1")
+    assert (described.device_type, described.vendor, described.name) == ("gpu", "Intel", "Arc B580")
+    assert described.metadata == (("Discrete", "1"), ("ov_device", "GPU"))
+    assert (described.driver_version, described.library_version, described.runtime) == ("", "1.8.1", "plugin:x")
+
+
+@pytest.mark.parametrize("provider", TABLE, ids=lambda each: f"{each.name}{each.is_plugin}")
+def test_table_names_its_sources_and_is_whole(provider: Provider) -> None:
+    assert provider.name.endswith("ExecutionProvider")
+    assert provider.document.startswith("https://")
+    assert set(provider.devices) <= {"cpu", "gpu", "npu"}
+    assert provider.devices
+    assert (provider.keeps == "cache-folder") == bool(provider.cache_options)
+    for options in (*provider.devices.values(), provider.cache_options):
+        assert provider.known_options is None or set(options) <= provider.known_options
+
+
+def test_candidates_own_options_win_over_the_tables() -> None:
+    npu = Candidate("QNNExecutionProvider", "npu", "int8", 1)
+    assert options_for(npu) == {"backend_type": "htp"}
+    own = (("backend_type", "gpu"), ("soc_model", "60"))
+    assert options_for(replace(npu, options=own)) == dict(own)
+
+
+@pytest.mark.parametrize(
+    ("load_config", "expected"),
+    [
+        pytest.param(None, {"CPU": {"INFERENCE_NUM_THREADS": "3"}}, id="nothing said"),
+        pytest.param(
+            '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}, "AUTO": {}}',
+            {"CPU": {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "3"}, "AUTO": {}},
+            id="something else said",
+        ),
+        pytest.param('{"CPU": {"INFERENCE_NUM_THREADS": "1"}}', {"CPU": {"INFERENCE_NUM_THREADS": "1"}}, id="said"),
+    ],
+)
+def test_openvino_keeps_to_the_candidates_threads(load_config: str | None, expected: dict[str, object]) -> None:
+    """Left alone it takes every core, whatever share of them this model has."""
+    said = (("load_config", load_config),) if load_config else ()
+    options = options_for(Candidate("OpenVINOExecutionProvider", "cpu", "fp32", 3, said))
+    assert json.loads(options["load_config"]) == expected
+
+
+def test_openvino_reads_a_configuration_file_as_it_is() -> None:
+    said = (("load_config", "/etc/openvino.json"),)
+    options = options_for(Candidate("OpenVINOExecutionProvider", "cpu", "fp32", 3, said))
+    assert options["load_config"] == "/etc/openvino.json"
+
+
+def test_plugin_and_classic_form_of_a_provider_differ() -> None:
+    """OpenVINO's plugin is given a device, and ignores the options that the classic wheel takes for it."""
+    classic = Candidate("OpenVINOExecutionProvider", "npu", "int8", 1, (("precision", "FP16"),))
+    plugin = replace(classic, runtime="plugin:onnxruntime_ep_openvino")
+    assert options_for(classic)["device_type"] == "NPU"
+    assert "device_type" not in options_for(plugin)
+    assert (unknown_options(classic), unknown_options(plugin)) == ([], ["precision"])
+
+
+def test_tensorrt_leaves_the_rest_to_cuda_unless_it_must_run_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each node on the CPU between two engines costs two copies over the bus."""
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    candidate = Candidate("TensorrtExecutionProvider", "gpu", "fp16", 1)
+    assert ortsession._assistants(candidate) == [("CUDAExecutionProvider", {})]
+    required = replace(candidate, session_options=(("session.disable_cpu_ep_fallback", "1"),))
+    assert ortsession._assistants(required) == []
+
+
+def test_provider_that_takes_its_name_from_the_registration_gets_its_own() -> None:
+    """Qualcomm's would else be called whatever a person named it, and no profile would match."""
+    assert registration_name("libonnxruntime_providers_qnn") == "QNNExecutionProvider"
+    assert registration_name("libmy_provider") == "libmy_provider"
+    assert known_devices("NobodyKnowsExecutionProvider") == ("gpu",)
+
+
+def test_option_that_a_provider_would_ignore_is_refused(cpu: Candidate, small_model: Path) -> None:
+    """A typing error would else be measured, and stored, as if it were the option."""
+    candidate = replace(cpu, options=(("intra_op_num_thread", "2"),))
+    with pytest.raises(CandidateError, match="CPUExecutionProvider has no option intra_op_num_thread") as caught:
+        open_runtime("built-in").open(Opening(small_model, candidate))
+    assert "https://" in str(caught.value.hint)
+
+
+def test_pool_of_a_providers_own_gets_the_candidates_threads() -> None:
+    """Two pools of all cores would fight: XNNPACK's document asks for one thread in ONNX Runtime's."""
+    candidate = Candidate("XnnpackExecutionProvider", "cpu", "fp32", 3)
+    assert options_for(candidate) == {"intra_op_num_threads": "3"}
+    assert ortsession._session_options(candidate, ortsession.AS_IT_IS).intra_op_num_threads == 1
+
+
+def test_threads_do_not_spin_unless_the_candidate_says_so(cpu: Candidate) -> None:
+    key = "session.intra_op.allow_spinning"
+    options = ortsession._session_options(cpu, ortsession.AS_IT_IS)
+    assert options.get_session_config_entry(key) == "0"
+    spinning = replace(cpu, session_options=((key, "1"),))
+    assert ortsession._session_options(spinning, ortsession.AS_IT_IS).get_session_config_entry(key) == "1"
+
+
+def test_assignment_tells_nodes_parts_and_operators(cpu: Candidate, small_model: Path) -> None:
+    assignment = open_runtime("built-in").open(Opening(small_model, cpu)).assignment
+    assert sum(assignment.nodes.values()) == sum(assignment.operators["CPUExecutionProvider"].values())
+    assert assignment.partitions == {"CPUExecutionProvider": 1}
+    assert "GlobalAveragePool" in assignment.operators["CPUExecutionProvider"]
+
+
+def test_parts_of_a_mixed_graph_are_told_where_they_are_known() -> None:
+    """A provider that takes nodes one by one does not tell how they hang together, so nothing is made up."""
+
+    def subgraph(name: str, *operators: str) -> SimpleNamespace:
+        nodes = [SimpleNamespace(op_type=operator) for operator in operators]
+        return SimpleNamespace(ep_name=name, get_nodes=lambda: nodes)
+
+    record = [
+        subgraph("NPU", "Conv", "Relu"),
+        subgraph("NPU", "Conv"),
+        subgraph("CPU", "Cast"),
+        subgraph("CPU", "TopK"),
+    ]
+    options = SimpleNamespace(get_session_config_entry=lambda _: "1")
+    session = SimpleNamespace(get_provider_graph_assignment_info=lambda: record, get_session_options=lambda: options)
+    assignment = ortsession._assignment(session)
+    assert assignment.nodes == {"NPU": 3, "CPU": 2}
+    assert assignment.partitions == {"NPU": 2}
+    assert assignment.operators == {"NPU": {"Conv": 2, "Relu": 1}, "CPU": {"Cast": 1, "TopK": 1}}
+
+
+def test_trace_is_written_on_demand(cpu: Candidate, small_model: Path, tmp_path: Path, picture: object) -> None:
+    session = open_runtime("built-in").open(Opening(small_model, cpu, trace=tmp_path / "trace"))
+    session.run({"image": picture})  # type: ignore[dict-item]
+    trace = session.end_trace()
+    assert trace is not None
+    assert trace.parent == tmp_path
+    assert "Conv" in trace.read_text()
+    assert session.end_trace() is None
+    assert open_runtime("built-in").open(Opening(small_model, cpu)).end_trace() is None

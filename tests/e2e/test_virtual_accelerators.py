@@ -1,0 +1,373 @@
+"""Every way in which an accelerator can be good, bad or gone, through the real agent: probe, trials, worker, policy, degrading.
+
+The hardware is declared (simulator/hardware.py), everything else is what runs on a device. Each camera speaks for every picture,
+and pictures are numbered: an event that is lost, or made twice, leaves a gap or a repetition.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent.paths import StatePaths
+from simulator.broker import Mosquitto, find_mosquitto
+from simulator.hardware import plug, set_trouble, unplug
+from tests.conftest import missing
+from tests.e2e.accelerated import CAMERA, CPU, MODEL, Board, ep
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Holdfast
+
+Printer = Callable[..., None]
+SWIFT, SPARE = ep("Swift"), ep("Spare")
+SERVING_WITHIN_S = 5.0
+HURRY = {
+    "agent.pipeline.degrading:RETRY_FIRST_S": 1.0,
+    "agent.pipeline.jobs:PATIENCE_LEAST_S": 1.5,
+    "agent.pipeline.drift:SUSTAINED_S": 1.0,
+    "agent.device.recognition:look.timeout_s": 4.0,
+}
+
+
+def device(name: str, run_ms: float = 6.0, **more: Any) -> dict[str, Any]:
+    """Declare an accelerator, an NPU where nothing else is said."""
+    return {"provider": ep(name), "name": name, "device_type": "npu", "driver_version": "1", "run_ms": run_ms, **more}
+
+
+@pytest.fixture
+def board(holdfast: Holdfast, mosquitto: Mosquitto) -> Iterator[Board]:
+    """Return a board whose agent has little patience."""
+    with Board(holdfast, mosquitto, HURRY) as board:
+        yield board
+
+
+def swift_and_spare(board: Board, **swift: Any) -> None:
+    """Two accelerators on the board: 6 and 12 ms, where the processor takes 30."""
+    board.declare(device("Swift", **swift), device("Spare", 12, device_type="gpu"))
+    board.try_on((SWIFT, "npu"), (SPARE, "gpu"))
+
+
+def nothing_is_lost(board: Board, camera: str = CAMERA) -> None:
+    """Stop the agent; every picture up to the last has its one event, in order."""
+    board.stop()
+    board.consumer.settle(1.0)
+    frames = board.frames(camera)
+    assert frames == list(range(len(frames)))
+    assert not board.consumer.account.out_of_order
+
+
+# -- planning: sixteen devices at once, each with its own trouble ----------------------------------------------------------
+
+
+DEVICES: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "Swift": ({}, None, ""),
+    "Partial": ({"run_ms": 12, "unsupported_ops": ["Softmax"], "error": 0.002}, None, ""),
+    "Absent": ({"absent_driver": "libabsent.so: cannot open"}, "unusable", r"present but unusable: .*libabsent\.so: cannot open"),
+    "Clumsy": ({"crash_on_compile": True, "spares_small": False}, "unusable", r"trying it: .*SIGABRT.*the compiler crashed"),
+    "Liar": ({"wrong_results": "zeros", "spares_small": False}, "unusable", "computes wrongly"),
+    "Unbuilt": ({"fails_on_compile": "no memory on the device"}, "failed", "no memory on the device"),
+    "Stuck": ({"hang_on_compile": True}, "failed", r"3 s.*killed|killed.*3 s"),
+    "Crashing": ({"crash_on_compile": True}, "failed", r"SIGABRT.*Crashing: the compiler crashed"),
+    "Wrong": ({"wrong_results": "negated"}, "wrong", r"agrees with the golden answers by 0\.000; at least 0\.990"),
+    "Undefined": ({"wrong_results": "nan"}, "failed", "NaN|no numbers|not finite"),
+    "Scattered": ({"supported_ops": ["Softmax", "Conv", "FusedConv"]}, "misplaced", rf"only 20% .*{CPU} 4, \w+ 1"),
+    "Slow": ({"run_ms": 60}, "slow", r"worse than the CPU: p99 6\d\.\d\d ms, where CPU fp32 ×1 has 3\d\.\d\d ms"),
+    "Greedy": ({"leaks_mb": 20}, "memory", r"MiB.*limit is 400 MiB|400 MiB"),
+    "Dying": ({"dies_after": 20}, "failed", "Dying failed while running: the device does not answer any more"),
+    "Fragile": ({"crashes_after": 20}, "failed", "SIGABRT.*Fragile: the driver crashed"),
+    "Frozen": ({"hangs_after": 20}, "failed", "killed"),
+}  # fmt: skip
+"""By name: what is declared, the cause of the refusal (None: it passes), and what the refusal says."""
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """Return a board with all of them, and with two libraries that crash and hang; its plan is made."""
+    if find_mosquitto() is None:
+        missing("the program mosquitto")
+    from tests.e2e.conftest import Holdfast
+
+    folder = tmp_path_factory.mktemp("planned")
+    with Mosquitto(folder / "broker") as broker, Board(Holdfast(folder), broker, HURRY) as board:
+        board.declare(*(device(name, **declared) for name, (declared, _, _) in DEVICES.items()))
+        board.try_on(*((ep(name), "npu") for name in DEVICES), limits={"compile_s": 3, "trial_s": 4})
+        for trouble in ("crash", "hang"):
+            file = folder / f"{trouble}.yaml"
+            file.write_text(
+                f"accelerators: [{{provider: {ep('Bad')}, name: Bad, run_ms: 1, {trouble}_on_register: true}}]"
+            )
+            board.runtimes.append(f"virtual:{file}")
+        board.start()
+        board.until(lambda: bool(board.plans()), "a plan", within_s=120)
+        board.until(lambda: board.serves(SWIFT), "events of the choice")
+        board.stop()
+        yield board
+
+
+@pytest.mark.parametrize("name", [name for name, (_, cause, _) in DEVICES.items() if cause])
+def test_each_bad_device_is_refused_for_its_own_reason(planned: Board, name: str) -> None:
+    """The plan has the reason in words, with the numbers, and no device's trouble is another's."""
+    _, cause, text = DEVICES[name]
+    outcome = planned.outcome(ep(name))
+    assert outcome.cause == cause, outcome
+    assert re.search(text, outcome.refusal or "", re.DOTALL), outcome.refusal
+
+
+def test_the_fastest_that_answers_right_is_chosen_and_the_rest_are_ranked(planned: Board) -> None:
+    """Not the first listed, and not on paper: by the p99 that was measured."""
+    plan = planned.plan()
+    assert [each.provider for each in plan.ranked] == [SWIFT, ep("Partial"), CPU]
+    assert plan.chosen.provider == SWIFT
+    assert re.search(r"Swift npu fp32 has the lowest p99, \d+\.\d\d ms; next is Partial npu fp32 with", plan.reason)
+
+
+def test_partial_placement_is_counted(planned: Board) -> None:
+    """Four nodes in two parts on the device, one on the processor: it passes, and nobody need guess."""
+    measured = planned.outcome(ep("Partial")).measurement
+    assert measured is not None
+    assert (measured.nodes, measured.partitions) == ({ep("Partial"): 4, CPU: 1}, {ep("Partial"): 2, CPU: 1})
+
+
+def test_unusable_device_is_listed_with_its_reason(planned: Board) -> None:
+    """Present but unusable is something else than not there: somebody forgot a driver."""
+    devices = {each["provider"]: each for each in planned.info["device"]["ep_devices"]}
+    assert set(devices) == {ep(name) for name in DEVICES} | {CPU}
+    assert "libabsent.so" in devices[ep("Absent")]["unusable"]
+    assert devices[SWIFT]["unusable"] is None
+
+
+def test_library_that_crashes_or_hangs_is_a_finding(planned: Board) -> None:
+    """The agent starts, the other runtimes are there, and the words of the driver are kept."""
+    said = {name: text for name, text in planned.all_conditions if name.startswith("probe/")}
+    (crash,) = (text for name, text in said.items() if name.endswith("crash.yaml"))
+    (hang,) = (text for name, text in said.items() if name.endswith("hang.yaml"))
+    assert re.search("SIGABRT.*Bad: the driver crashed while it was registered", crash, re.DOTALL)
+    assert "gave no answer within 4 s and was killed" in hang
+
+
+# -- compiling ---------------------------------------------------------------------------------------------------------------
+
+
+def test_cpu_serves_while_the_accelerator_compiles_and_then_is_swapped(board: Board) -> None:
+    """Minutes on some devices: pictures are worked on meanwhile, and the swap loses none. The next start compiles nothing."""
+    board.declare(device("Swift", compile_s=4))
+    board.try_on((SWIFT, "npu"))
+    board.start()
+    board.until(lambda: board.serves(CPU), "events while it compiles")
+    assert board.plans() == [], "the interim plan is not stored"
+    board.until(lambda: board.serves(SWIFT), "events of the accelerator")
+    nothing_is_lost(board)
+    made_by = board.providers()
+    assert made_by == sorted(made_by, key=[CPU, SWIFT].index), "once swapped it stays"
+    before = len(made_by)
+    board.start()
+    board.until(lambda: len(board.providers()) > before, "events after the second start")
+    assert set(board.providers()[before:]) == {SWIFT}
+    board.until(lambda: board.model().get("actual") is not None, "word of the session")
+    assert board.model()["actual"]["was_prepared"] is True
+
+
+# -- running -----------------------------------------------------------------------------------------------------------------
+
+
+def test_unplugged_device_is_left_at_once_and_taken_back_later(board: Board, printer: Printer) -> None:
+    """The next best serves within seconds, no event is lost, somebody is told; and when it is back, it is used again."""
+    swift_and_spare(board)
+    board.start()
+    board.until(lambda: board.serves(SWIFT), "events of the choice")
+    unplug(board.hardware, "Swift")
+    took_s = board.until(lambda: board.serves(SPARE), "events of the next best")
+    printer(f"accelerator removed: next candidate serving after {took_s:.2f} s (promised: {SERVING_WITHIN_S:g} s)")
+    board.until(lambda: f"accelerator-degraded/{MODEL}" in board.conditions, "the condition")
+    text = board.conditions[f"accelerator-degraded/{MODEL}"]["text"]
+    assert "Swift npu fp32 failed" in text
+    assert "does not answer any more" in text
+    before = len(board.providers())
+    plug(board.hardware, "Swift")
+    board.until(lambda: board.serves(SWIFT, after=before), "events of the first choice again")
+    board.until(lambda: f"accelerator-degraded/{MODEL}" not in board.conditions, "the condition's end")
+    nothing_is_lost(board)
+    made_by = board.providers()
+    printer(f"events: {len(made_by)}, lost: 0 (by {' '.join(dict.fromkeys(made_by))})")
+    assert CPU not in made_by[made_by.index(SWIFT) :], "the next best was there: there was no need for the processor"
+
+
+def test_driver_that_crashes_or_hangs_the_worker_is_left_for_the_next(board: Board, printer: Printer) -> None:
+    """Native code takes the process along: a new one starts on the next best, and so on down to the processor."""
+    swift_and_spare(board)
+    board.start()
+    board.until(lambda: board.serves(SWIFT), "events of the choice")
+    set_trouble(board.hardware, "Swift", "crashes")
+    crash_s = board.until(lambda: board.serves(SPARE), "events of the next best")
+    before = len(board.providers())
+    set_trouble(board.hardware, "Spare", "hangs")
+    hang_s = board.until(lambda: board.serves(CPU, after=before), "events of the processor")
+    printer(f"driver crashed: next serving after {crash_s:.2f} s; driver hung: after {hang_s:.2f} s")
+    board.until(lambda: "CPU fp32" in _text(board, f"accelerator-degraded/{MODEL}"), "the condition")
+    assert "Swift npu fp32 failed" in _text(board, f"accelerator-degraded/{MODEL}")
+    board.stop()
+
+
+def test_device_that_dies_in_use_is_the_same_as_one_that_is_pulled_out(board: Board) -> None:
+    """It passes its trial and dies minutes later: that is why what passed second is remembered."""
+    swift_and_spare(board, dies_after=700)
+    board.start()
+    board.until(lambda: board.serves(SPARE), "events of the next best")
+    assert board.serves(SWIFT)
+    nothing_is_lost(board)
+
+
+def test_device_that_becomes_slow_is_measured_again(board: Board) -> None:
+    """Throttled to a tenth of its speed it is worse than what it was chosen over; the live p99 is what tells."""
+    swift_and_spare(board, slow_factor=8)
+    board.start()
+    board.until(lambda: board.serves(SWIFT), "events of the choice")
+    set_trouble(board.hardware, "Swift", "slow")
+    board.until(lambda: f"slower-than-planned/{MODEL}" in dict(board.all_conditions), "the condition")
+    board.until(lambda: board.serves(SPARE), "events of what is faster now")
+    nothing_is_lost(board)
+    assert board.plan().chosen.provider == SPARE
+
+
+# -- policy ------------------------------------------------------------------------------------------------------------------
+
+
+def test_policy_decides_who_runs_when_what_was_asked_for_does_not(board: Board) -> None:
+    """`require` does not run and says so, `prefer` runs and says so, `allow` runs."""
+    board.declare(device("Swift", fails_on_compile="no memory on the device"))
+    board.try_on((SWIFT, "npu"))
+    bundle = str(board.bundle())
+    board.start(
+        models={"strict": {"bundle": bundle, "run_on": "npu"}, "loose": {"bundle": bundle, "run_on": "npu"}},
+        cameras={
+            "never": board.camera(model="strict", fallback="require"),
+            "said": board.camera(model="strict", fallback="prefer"),
+            "unsaid": board.camera(model="loose", fallback="allow"),
+        },
+    )
+    board.until(lambda: all(board.serves(CPU, camera=camera) for camera in ("said", "unsaid")), "events of two")
+    board.until(
+        lambda: _severity(board, "accelerator-required/never") == "error", "the condition of the one that waits"
+    )
+    board.until(lambda: _severity(board, "accelerator-fallback/strict") == "warning", "the condition of the model")
+    assert "no memory on the device" in _text(board, "accelerator-fallback/strict")
+    assert "`run_on: npu` was asked for" in _text(board, "accelerator-required/never")
+    assert "accelerator-fallback/loose" not in dict(board.all_conditions)
+    assert board.providers("never") == []
+    board.stop()
+
+
+def test_required_device_may_not_leave_a_node_to_the_cpu(board: Board) -> None:
+    """The same device is good for who prefers it, and refused for who requires it."""
+    board.declare(device("Swift", unsupported_ops=["Softmax"]))
+    board.try_on((SWIFT, "npu"))
+    bundle = str(board.bundle())
+    board.start(
+        models={"strict": {"bundle": bundle}, "loose": {"bundle": bundle}},
+        cameras={
+            "never": board.camera(model="strict", fallback="require"),
+            "always": board.camera(model="loose", fallback="prefer"),
+        },
+    )
+    board.until(lambda: board.serves(SWIFT, camera="always"), "events of who prefers it")
+    board.until(lambda: _severity(board, "accelerator-required/never") == "error", "the condition")
+    assert "fallback to CPU EP has been explicitly disabled" in _text(board, "accelerator-required/never")
+    assert board.providers("never") == []
+    board.stop()
+
+
+def test_required_pipeline_waits_for_its_device_and_goes_on_when_it_is_back(board: Board) -> None:
+    """It must not run elsewhere for a minute either, though its neighbour on the same model does."""
+    board.declare(device("Swift"))
+    board.try_on((SWIFT, "npu"))
+    board.start(cameras={"strict": board.camera(fallback="require"), "loose": board.camera(fallback="prefer")})
+    board.until(lambda: board.serves(SWIFT, camera="strict") and board.serves(SWIFT, camera="loose"), "events of both")
+    unplug(board.hardware, "Swift")
+    board.until(lambda: _severity(board, "accelerator-required/strict") == "error", "the condition")
+    before = len(board.providers("strict")), len(board.providers("loose"))
+    board.until(lambda: board.serves(CPU, after=before[1], camera="loose"), "events of its neighbour")
+    plug(board.hardware, "Swift")
+    board.until(lambda: board.serves(SWIFT, after=before[0], camera="strict"), "its events again")
+    assert set(board.providers("strict")) == {SWIFT}
+    board.stop()
+
+
+def test_run_on_decides_where_it_runs_if_anything_there_passes(board: Board) -> None:
+    """The operator's word counts more than milliseconds."""
+    swift_and_spare(board)
+    board.start(models={MODEL: {"bundle": str(board.bundle()), "run_on": "gpu"}})
+    board.until(lambda: board.serves(SPARE), "events of what was asked for")
+    plan = board.plan()
+    assert (plan.requested, plan.fallback) == ("gpu", None)
+    assert plan.reason.startswith("`run_on: gpu` was asked for.")
+    assert [each.provider for each in plan.ranked][:2] == [SPARE, SWIFT]
+    board.stop()
+
+
+def test_objectives_choose_differently_on_the_same_hardware(board: Board) -> None:
+    """The fastest alone, the most at a time, and the one that leaves the host asleep are three devices."""
+    board.declare(
+        device("Quick", 6, cpu_ms=5),
+        device("Wide", 14, cpu_ms=2, parallel=4, device_type="gpu"),
+        device("Calm", 10, device_type="npu"),
+    )
+    board.try_on((ep("Quick"), "npu"), (ep("Wide"), "gpu"), (ep("Calm"), "npu"))
+    bundle = str(board.bundle())
+    objectives = ("latency", "throughput", "power")
+    board.start(
+        models={each: {"bundle": bundle, "objective": each} for each in objectives},
+        cameras={f"{each}-{number}": board.camera(model=each) for each in objectives for number in range(4)},
+    )
+    board.until(lambda: len(board.plans()) == 3, "three plans", within_s=90)
+    chosen = {plan.demand.objective: plan.chosen.provider for plan in board.plans()}
+    assert chosen == {"latency": ep("Quick"), "throughput": ep("Wide"), "power": ep("Calm")}
+    board.stop()
+
+
+# -- the next start ------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_is_kept_until_a_driver_changes(board: Board) -> None:
+    """The same device starts at once; a new driver may be faster, slower or broken, so everything is measured again."""
+    board.declare(device("Swift"))
+    board.try_on((SWIFT, "npu"))
+    board.start()
+    board.until(lambda: board.serves(SWIFT), "events")
+    board.stop()
+    (first,) = board.plans()
+    before = len(board.providers())
+    board.start()
+    board.until(lambda: len(board.providers()) > before, "events after the second start")
+    board.stop()
+    assert board.plans() == [first]
+    board.declare(device("Swift", driver_version="2", run_ms=50))
+    board.start()
+    board.until(lambda: len(board.plans()) == 2, "another plan")
+    board.stop()
+    assert {plan.chosen.provider for plan in board.plans()} == {SWIFT, CPU}
+
+
+def test_prepared_models_are_a_cache(board: Board) -> None:
+    """Whoever deletes them costs the next start the time to compile, and nothing else."""
+    board.declare(device("Swift", compile_s=1))
+    board.try_on((SWIFT, "npu"))
+    board.start()
+    board.until(lambda: board.serves(SWIFT), "events")
+    board.stop()
+    shutil.rmtree(StatePaths(board.holdfast.state).prepared)
+    before = len(board.providers())
+    board.start()
+    board.until(lambda: board.serves(SWIFT, after=before), "events after they were deleted")
+    board.stop()
+
+
+def _severity(board: Board, condition: str) -> str:
+    return str(board.conditions.get(condition, {}).get("severity", ""))
+
+
+def _text(board: Board, condition: str) -> str:
+    return str(board.conditions.get(condition, {}).get("text", ""))
