@@ -27,6 +27,7 @@ EXPECTED = {
     "core-ultra-no-driver": ("x86-64-avx2+openvino", None),
     "ryzen-zen3": ("x86-64-amd", "CPU fp32-fused"),
     "ryzen-zen3-migraphx": ("x86-64-amd+migraphx", "MIGraphX gpu fp16"),
+    "ryzen-zen3-webgpu": ("x86-64-amd+any-accelerator", "WebGpu gpu fp16"),
     "windows-directml": ("x86-64-avx2+directml", "Dml gpu fp16"),
     "windows-rtx": ("x86-64-amd+tensorrt-rtx+tensorrt+cuda", "NvTensorRTRTX gpu int8-s8"),
     "windows-snapdragon-x": ("aarch64-i8mm+qnn-windows", "QNN npu int8-qnn"),
