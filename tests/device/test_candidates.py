@@ -165,6 +165,9 @@ def test_a_device_that_makes_no_session_is_refused_with_its_own_text():
     """Present but unusable is a fault that somebody can repair; it must not look like absent."""
     facts = with_devices(EpDevice(OPENVINO, "npu", vendor="Intel", unusable="driver 1.2 is older than the compiler"))
 
+
+    facts = with_devices(EpDevice(OPENVINO, "npu", name="AI Boost", unusable="driver 1.2 is older than the compiler"))
+
     found, refused = candidates(facts, profile(NPU, CPU), manifest("fp32", "int8"))
 
     assert not any(each.device_type == "npu" for each in found)
@@ -174,7 +177,7 @@ def test_a_device_that_makes_no_session_is_refused_with_its_own_text():
 
 def test_one_device_of_a_runtime_that_works_is_enough():
     """A broken second GPU does not take the first along."""
-    facts = with_devices(EpDevice(OPENVINO, "npu", unusable="broken"), EpDevice(OPENVINO, "npu"))
+    facts = with_devices(EpDevice(OPENVINO, "npu", name="AI Boost", unusable="broken"), EpDevice(OPENVINO, "npu"))
 
     found, _ = candidates(facts, profile(NPU, CPU), manifest("fp32"))
 
