@@ -141,8 +141,8 @@ class UpdateSteps:
         manifest = self._sound_manifest(slot)
         for pipeline in with_overrides(self._pipelines[model], slot.pipelines):
             check_kind(pipeline, manifest)
-        self._preparer.prepare(wanted, stop, lambda _: None)
-        limits = self._preparer.device(stop)[1].limits
+        prepared = self._preparer.prepare(wanted, stop, lambda _: None)
+        limits = self._preparer.device(stop)[1].limits_for(prepared.plan.chosen.provider)
         return Tried(
             model,
             slot.digest,

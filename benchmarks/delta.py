@@ -27,7 +27,7 @@ from benchmarks.parts import YOLOX, Parts
 from benchmarks.processes import peak_rss_mb
 from benchmarks.table import Figure, Goal, Line
 from bundles.onnxlibrary import dimensions
-from bundles.quantize import static_int8
+from bundles.quantize import StaticQuantizer
 from bundles.release.forms import make_forms
 
 LAST_LAYER = Goal("value", "≤", 8, "%")
@@ -108,7 +108,7 @@ def _quantized(model: onnx.ModelProto) -> bytes:
     rng = np.random.default_rng(1)
     shapes = {each.name: [int(size) for size in dimensions(each)] for each in model.graph.input}
     samples = [{name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(2)]
-    return bytes(static_int8(model, samples).SerializeToString())
+    return bytes(StaticQuantizer(model, samples).quantize().SerializeToString())
 
 
 def _moved(content: bytes, relative: float, *, is_last_only: bool = False) -> bytes:

@@ -2,15 +2,16 @@
 
 Takes a source and an output folder; gives a built bundle there and a report of what was repaired, what was assumed,
 and what each variant lost. The steps are `build`'s lines, in order. A variant that cannot be made, cannot be judged or
-misses its gate is left out, with its reason and number in the manifest; fp32 must succeed. The same sources give the
-same digest on the same machine. Nothing appears at the output before all of it is there.
+misses its gate is left out, with its reason and number in the manifest; fp32 must succeed. Static INT8 that misses its
+gate gets layers back in float until it passes. The same sources give the same digest on the same machine. Nothing
+appears at the output before all of it is there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +23,24 @@ from agent.bundle.manifest import (
     Manifest,
     ModelType,
     RefusedVariant,
+    TensorSpec,
     Variant,
     VariantName,
 )
+from agent.clock import Clock, SystemClock
 from agent.errors import BundleError, CandidateError, OperatorError
 from agent.inference import golden
-from agent.inference.answers import Answer, Detections
 from agent.inference.model import Model
-from agent.sources.sample import Frame
-from bundles import accuracy, evaluate, quantize, recognise
+from agent.sources.sample import Frame, Sample
+from bundles import evaluate, fusion, precision, quantize, recognise
+from bundles.judging import FP16_DEVIATION, FUSED_DEVIATION, Attempt, Judge
 from bundles.modelfile import ModelFile, location_of, read_model, tensors
-from bundles.recipe import FILE_NAME, ImageInputRecipe, Normalise, Recipe, RecipeFolder, open_recipe
+from bundles.onnxlibrary import dimensions
+from bundles.recipe import FILE_NAME, Bounds, ImageInputRecipe, Normalise, Recipe, RecipeFolder, Target, open_recipe
 from bundles.repair import Repaired, repair
 from bundles.samples import SampleFile, list_golden, list_samples, synthetic
+from bundles.search import Found, Try, search
+from bundles.sensitivity import TimeLimit
 from bundles.staging import Staging
 
 if TYPE_CHECKING:
@@ -48,6 +54,9 @@ HOLD_OUT_FROM = 20
 """A user with one folder of pictures: from this many on, every fifth is held out to judge by."""
 
 _PARITY_SAMPLES = 4
+
+_MOST_DEVIATION = {"fp32-fused": FUSED_DEVIATION, "fp16": FP16_DEVIATION}
+"""Variants that are compared with fp32 by their raw outputs, before any metric."""
 
 Progress = Callable[[str], None]
 
@@ -64,9 +73,10 @@ class Options:
     normalise: Normalise | None = None
     calibration: Path | None = None
     golden: Path | None = None
-    dimensions: dict[str, int] = field(default_factory=dict)
+    dimensions: dict[str, int | Bounds] = field(default_factory=dict)
     max_drop: float | None = None
     variants: tuple[VariantName, ...] | None = None
+    targets: tuple[Target, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,10 @@ class VariantReport:
     is_included: bool
     verdict: str
     accuracy: Accuracy | None = None
+    float_layers: tuple[str, ...] = ()
+    """Static INT8: what was left in float32."""
+    tries: tuple[Try, ...] = ()
+    """Static INT8: each set of layers that was left in float32, and what came of it; the first is none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +112,11 @@ class BuildReport:
 
 
 def build(
-    source: Path, output: Path | None = None, options: Options | None = None, progress: Progress | None = None
+    source: Path,
+    output: Path | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
 ) -> BuildReport:
     """Build a bundle.
 
@@ -108,6 +126,7 @@ def build(
             is already there is replaced.
         options: What was said on the command line.
         progress: Called with a sentence when a step begins.
+        clock: For the time limit of the search for layers to leave in float.
 
     Raises:
         ConfigurationError: bundle.yaml has problems.
@@ -120,45 +139,40 @@ def build(
     target = output or _default_output(source)
     say("reading and repairing the model")
     shipped = read_model(recipe.model)
-    repaired = repair(shipped, _sizes(recipe, shipped))
+    repaired = repair(shipped, _sizes(recipe, shipped), _bounds(recipe))
     with Staging(target) as staging:
-        work = _Build(recipe, staging, shipped, repaired, say)
+        work = _Build(recipe, staging, shipped, repaired, say=say, clock=clock or SystemClock())
         work.add_fp32()
         work.add_golden()
         work.add_others()
         return work.publish(target)
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """One way of making a variant, judged. `failure` says why it is not good enough; None: it is."""
-
-    variant: Variant
-    accuracy: Accuracy | None
-    failure: str | None
-
-    @property
-    def drop(self) -> float:
-        """What it lost; everything where it could not answer."""
-        return self.accuracy.drop if self.accuracy else math.inf
-
-
 class _Build:
     """One build in progress; each step needs those before it."""
 
     def __init__(
-        self, recipe: RecipeFolder, staging: Staging, shipped: ModelFile, repaired: Repaired, say: Progress
+        self,
+        recipe: RecipeFolder,
+        staging: Staging,
+        shipped: ModelFile,
+        repaired: Repaired,
+        *,
+        say: Progress,
+        clock: Clock,
     ) -> None:
         self._recipe = recipe
         self._staging = staging
         self._shipped = shipped
         self._repaired = repaired
         self._say = say
+        self._clock = clock
+        self._kept = _excluded(recipe, repaired.model)
+        self._bounds = _bounds(recipe)
         self._reports: list[VariantReport] = []
         self._refused: list[RefusedVariant] = []
         self._variants: list[Variant] = []
         self._golden: list[SampleFile] = []
-        self._reference: list[Answer] = []
         self._shipped_golden: list[GoldenSample] = []
         self._calibration: list[SampleFile] = []
         self._held_out: tuple[str, ...] = ()
@@ -174,30 +188,39 @@ class _Build:
         self._variants.append(variant)
         self._collect_samples()
         self._model = self._open_fp32()
-        compared = [sample.read() for sample in (self._golden or self._calibration)[:_PARITY_SAMPLES]]
-        samples = compared or synthetic(self._semantics.input)
-        self._parity = evaluate.require_parity(self._shipped.path, self._model, samples)
+        self._parity = evaluate.require_parity(self._shipped.path, self._model, self._compared())
         self._reports.append(VariantReport("fp32", variant.model.size_bytes, is_included=True, verdict="the reference"))
 
     def add_golden(self) -> None:
         """Answer the golden samples with fp32, keep some of them for the device, and say how good fp32 itself is."""
-        if not self._golden:
-            return
-        self._say(f"answering {len(self._golden)} golden samples with fp32")
-        self._reference = [self._answer(self._model, sample) for sample in self._golden]
-        for index in _spread(len(self._golden), MAX_SHIPPED_GOLDEN):
-            self._shipped_golden.append(self._pin(self._golden[index]))
-        if self._has_truth:
-            self._reports[0] = replace(self._reports[0], accuracy=self._judge(self._variants[0]))
+        if self._golden:
+            self._say(f"answering {len(self._golden)} golden samples with fp32")
+        gate = self._recipe.recipe.gates.max_drop
+        self._judge = Judge(
+            self._staging.folder,
+            lambda variant: self._manifest([variant]),
+            self._model,
+            decoder=self._semantics.decoder,
+            golden=self._golden,
+            gate=gate,
+        )
+        for index in _spread(len(self._golden), MAX_SHIPPED_GOLDEN) if self._golden else ():
+            self._shipped_golden.append(self._pin(index))
+        if self._judge.has_truth:
+            self._reports[0] = replace(self._reports[0], accuracy=self._judge.accuracy_of(self._variants[0]))
 
     def add_others(self) -> None:
         """Make each other variant that the recipe wants, judge it, and include it or say why not."""
-        for name in self._recipe.recipe.variants:
+        for name in self._recipe.recipe.wanted:
             if name == "fp32":
                 continue
             try:
                 self._require_samples(name)
-                self._add_quantized(name)
+                self._say(f"making {name}")
+                if name in quantize.STATIC:
+                    self._add_static(name)
+                else:
+                    self._add_made(name)
             except CandidateError as error:
                 self._refuse(name, error.message, None, 0)
 
@@ -233,75 +256,83 @@ class _Build:
 
     def _require_samples(self, name: VariantName) -> None:
         """Say what is missing before minutes are spent."""
+        if self._shipped.is_external:
+            raise CandidateError("models with external data above 2 GB are shipped as they are: fp32 only")
+        if name == "fp32-fused":
+            return  # it computes the same, which needs no samples to be proven
         if not self._golden:
             raise CandidateError("there are no golden samples to judge it on; name a folder: `golden`, --golden")
-        if name == "int8" and not self._calibration:
+        if name in quantize.STATIC and not self._calibration:
             raise CandidateError("there are no calibration samples; name a folder: `calibration`, --calibration")
-        if not self._has_truth and all(
-            isinstance(answer, Detections) and not len(answer) for answer in self._reference
-        ):
+        if self._judge.sees_nothing:
             raise CandidateError("fp32 finds nothing in the golden samples, so nothing could be lost; choose others")
-        if self._shipped.is_external:
-            raise CandidateError("models with external data above 2 GB are not quantized")
 
-    def _add_quantized(self, name: VariantName) -> None:
-        """Try the ways of making a variant until one passes its gate; report the best where none does."""
-        best: _Attempt | None = None
-        for scope in quantize.SCOPES if name == "int8" else ("",):
-            self._say(f"making {name}" + (f" of {scope}" if scope else ""))
-            attempt = self._attempt(self._stage(name, self._quantized(name, scope)))
-            if attempt.failure is None:
-                verdict = "within its gate" + (f" ({scope} quantized)" if scope else "")
-                size_bytes = attempt.variant.model.size_bytes
-                self._variants.append(attempt.variant.model_copy(update={"accuracy": attempt.accuracy}))
-                self._reports.append(VariantReport(name, size_bytes, True, verdict, attempt.accuracy))
-                return
-            best = attempt if best is None or attempt.drop < best.drop else best
-        assert best is not None and best.failure is not None, "there is at least one way"
-        self._refuse(name, best.failure, best.accuracy, best.variant.model.size_bytes)
+    def _add_made(self, name: VariantName) -> None:
+        """Add a variant that is made in one way only."""
+        model, note = self._made(name)
+        variant = self._stage(name, model)
+        if name in _MOST_DEVIATION:
+            deviation = self._judge.require_near(variant, self._compared(), _MOST_DEVIATION[name])
+            note = f"{note}outputs differ by at most {deviation:.2g} of their largest value"
+        attempt = self._judged(variant) if self._golden else Attempt(variant, None, None)
+        if attempt.failure is not None:
+            self._refuse(name, attempt.failure, attempt.accuracy, attempt.size_bytes)
+            return
+        verdict = "; ".join(part for part in ("within its gate" if self._golden else "", note) if part)
+        self._include(attempt, VariantReport(name, attempt.size_bytes, True, verdict, attempt.accuracy))
 
-    def _attempt(self, variant: Variant) -> _Attempt:
-        """Judge one way of making a variant; answers that are no answers are a failure of this way only."""
-        try:
-            result = self._judge(variant)
-        except CandidateError as error:
-            return _Attempt(variant, None, error.message)
-        if result.drop <= result.gate:
-            return _Attempt(variant, result, None)
-        return _Attempt(
-            variant, result, f"{result.metric} drops by {result.drop:.4g}, its gate allows {result.gate:.4g}"
-        )
-
-    @property
-    def _has_truth(self) -> bool:
-        return accuracy.uses_truth([sample.truth for sample in self._golden], self._semantics.decoder)
-
-    def _quantized(self, name: VariantName, scope: str) -> onnx.ModelProto:
+    def _made(self, name: VariantName) -> tuple[onnx.ModelProto, str]:
+        """Return the variant's model, and what is to be said about it."""
+        model, settings = self._repaired.model, self._recipe.recipe.quantize
+        if name == "fp16":
+            large = precision.overflowing(model, [self._model.prepare(sample) for sample in self._compared()])
+            note = f"{len(large)} nodes stay in float32, where values pass what float16 holds; " if large else ""
+            return precision.fp16(model, self._kept | large), note
+        if name == "int4":
+            return precision.int4(model, settings.int4, self._kept), ""
         if name == "int8-dynamic":
-            return quantize.dynamic_int8(self._repaired.model)
+            return quantize.dynamic_int8(model, self._kept), ""
+        fused = fusion.fuse(model)
+        return fused.model, "fused: " + ", ".join(f"{count} {kind}" for kind, count in fused.gained.items()) + "; "
+
+    def _add_static(self, name: VariantName) -> None:
+        """Add a static INT8 variant, with layers left in float where its gate demands it."""
+        settings = self._recipe.recipe.quantize
         samples = list(evaluate.feeds(self._model, self._calibration))
-        return quantize.static_int8(self._repaired.model, samples, scope)
+        quantizer = quantize.StaticQuantizer(self._repaired.model, samples, name, settings, self._kept)
 
-    def _judge(self, variant: Variant) -> Accuracy:
-        model = evaluate.open_staged(self._staging.folder, self._manifest([variant]), variant.name)
+        def judged(left: frozenset[str]) -> Attempt:
+            return self._judged(self._stage(name, quantizer.quantize(left)))
+
+        found = search(quantizer, samples, judged, TimeLimit(self._clock, settings.search_s))
+        attempt = found.attempt
+        if attempt.failure is not None:
+            reason = attempt.failure + (f", with {_layers(found)} left in float" if found.float_layers else "")
+            self._refuse(name, reason, attempt.accuracy, attempt.size_bytes, found.tries)
+            return
+        verdict = "within its gate"
+        if found.float_layers:
+            verdict += f" with {_layers(found)} left in float: {_some(found.float_layers)}"
+        if found.was_cut_short:
+            verdict += "; the search was cut short by `quantize.search_s`, another machine may find a smaller set"
+        variant = attempt.variant.model_copy(update={"float_layers": found.float_layers})
+        report = VariantReport(
+            name, attempt.size_bytes, True, verdict, attempt.accuracy, found.float_layers, found.tries
+        )
+        self._include(replace(attempt, variant=variant), report)
+
+    def _include(self, attempt: Attempt, report: VariantReport) -> None:
+        self._variants.append(attempt.variant.model_copy(update={"accuracy": attempt.accuracy}))
+        self._reports.append(report)
+
+    def _judged(self, variant: Variant) -> Attempt:
         self._say(f"judging {variant.name} on {len(self._golden)} golden samples")
-        truth = [sample.truth for sample in self._golden]
-        decoder, gate = self._semantics.decoder, self._recipe.recipe.gates.max_drop
-        min_score, reference = None, self._reference
-        if self._has_truth and decoder.model_type not in {"classify", "anomaly"}:
-            min_score = accuracy.MAP_MIN_SCORE
-            reference = [self._answer(self._model, sample, min_score) for sample in self._golden]
-        answers = [self._answer(model, sample, min_score) for sample in self._golden]
-        return accuracy.judge(reference, answers, truth, decoder, gate)
+        return self._judge.attempt(variant)
 
-    def _answer(self, model: Model, sample: SampleFile, min_score: float | None = None) -> Answer:
-        try:
-            return evaluate.answer(model, sample.read(), min_score)
-        except CandidateError as error:
-            if model is not self._model:
-                raise
-            message = f"fp32 cannot answer this golden sample: {error.message}"
-            raise BundleError(message, where=str(sample.path), hint=error.hint) from error
+    def _compared(self) -> list[Sample]:
+        """Samples for numeric comparisons."""
+        samples = [sample.read() for sample in (self._golden or self._calibration)[:_PARITY_SAMPLES]]
+        return samples or synthetic(self._semantics.input)
 
     def _open_fp32(self) -> Model:
         try:
@@ -314,15 +345,25 @@ class _Build:
         external = _external_blobs(self._staging, self._shipped, model)
         blob = self._staging.add(model.SerializeToString(deterministic=True))
         session = evaluate.load(self._staging.path_of(blob), name)
+        symbols = {each.name: dimensions(each) for each in model.graph.input}
         return Variant(
             name=name,
             model=blob,
             external_data=external,
             opset=ModelFile(self._shipped.path, model, {}).opset,
             producer=" ".join(part for part in (model.producer_name, model.producer_version) if part),
-            inputs=session.inputs,
+            inputs=tuple(self._bounded(spec, symbols[spec.name]) for spec in session.inputs),
             outputs=session.outputs,
         )
+
+    def _bounded(self, spec: TensorSpec, sizes: list[int | str]) -> TensorSpec:
+        """Add the bounds of the dimensions that stayed open."""
+        bounds = {
+            axis: (found.min, found.max)
+            for axis, size in enumerate(sizes)
+            if (found := self._bounds.get(f"{spec.name}.{axis}") or self._bounds.get(str(size))) is not None
+        }
+        return spec.model_copy(update={"bounds": bounds})
 
     def _tensors(self, variant: Variant) -> recognise.Tensors:
         return recognise.Tensors(
@@ -333,15 +374,18 @@ class _Build:
             where=str(self._shipped.path),
         )
 
-    def _pin(self, sample: SampleFile) -> GoldenSample:
+    def _pin(self, index: int) -> GoldenSample:
+        sample = self._golden[index]
         read = sample.read()
         size = (read.pixels.shape[1], read.pixels.shape[0]) if isinstance(read, Frame) else None
-        document = golden.to_json(self._answer(self._model, sample), size)
+        document = golden.to_json(self._judge.reference[index], size)
         return GoldenSample(input=self._staging.add(sample.path.read_bytes()), expected=self._staging.add(document))
 
-    def _refuse(self, name: str, reason: str, result: Accuracy | None, size_bytes: int) -> None:
+    def _refuse(
+        self, name: str, reason: str, result: Accuracy | None, size_bytes: int, tries: tuple[Try, ...] = ()
+    ) -> None:
         self._refused.append(RefusedVariant(name=name, reason=reason, accuracy=result))
-        self._reports.append(VariantReport(name, size_bytes, False, reason, result))
+        self._reports.append(VariantReport(name, size_bytes, False, reason, result, tries=tries))
 
     def _manifest(self, variants: list[Variant]) -> Manifest:
         recipe = self._recipe.recipe
@@ -377,8 +421,10 @@ def _open(source: Path, options: Options) -> RecipeFolder:
             Recipe(name=name.lstrip("._-")[:64] or "model", model=source.name), source, (), None, None
         )
     said: dict[str, Any] = {
-        key: value for key in ("name", "version", "license", "variants") if (value := getattr(options, key)) is not None
+        key: value for key in ("name", "version", "license") if (value := getattr(options, key)) is not None
     }
+    if options.variants is not None or options.targets is not None:
+        said |= {"variants": options.variants or (), "targets": options.targets or ()}
     recipe = folder.recipe
     if options.model_type:
         said["decoder"] = recipe.decoder.model_copy(update={"model_type": options.model_type})
@@ -414,11 +460,39 @@ def _checked(recipe: Recipe, source: Path) -> Recipe:
         raise OperatorError(f"{option}: {first['msg']}", where=str(source), hint="correct the option") from error
 
 
+def _bounds(recipe: RecipeFolder) -> dict[str, Bounds]:
+    return {name: size for name, size in recipe.recipe.dimensions.items() if isinstance(size, Bounds)}
+
+
 def _sizes(recipe: RecipeFolder, shipped: ModelFile) -> dict[str, int]:
-    sizes = dict(recipe.recipe.dimensions)
+    sizes = {name: size for name, size in recipe.recipe.dimensions.items() if isinstance(size, int)}
     if isinstance(recipe.recipe.input, ImageInputRecipe):
         sizes |= recognise.input_sizes(shipped.model, recipe.recipe.input)
     return sizes
+
+
+def _excluded(recipe: RecipeFolder, model: onnx.ModelProto) -> frozenset[str]:
+    """Return the nodes that `quantize.exclude` names."""
+    names = [node.name for node in model.graph.node]
+    found: set[str] = set()
+    for pattern in recipe.recipe.quantize.exclude:
+        here = {name for name in names if name == pattern or re.fullmatch(pattern, name)}
+        if not here:
+            raise BundleError(
+                f"`quantize.exclude` names `{pattern}`, and the model has no such node",
+                where=str(recipe.model),
+                hint=f"it has {_some(names)}; after the repair nodes without names are called by kind and number",
+            )
+        found |= here
+    return frozenset(found)
+
+
+def _layers(found: Found) -> str:
+    return f"{len(found.float_layers)} of {found.layer_count} layers"
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
 
 
 def _external_blobs(staging: Staging, shipped: ModelFile, model: onnx.ModelProto) -> dict[str, Blob]:

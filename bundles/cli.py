@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -15,12 +15,17 @@ from agent.bundle.finding import find_bundle
 from agent.bundle.manifest import Accuracy, Manifest, ModelType, VariantName
 from agent.bundle.reader import Bundle, blobs_of, open_bundle
 from agent.errors import OperatorError
-from bundles.recipe import Normalise
+from bundles.recipe import TARGETS, Bounds, Normalise
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bundles.build import BuildReport, Progress, VariantReport
 
 app = typer.Typer(help="Build bundles from models, look into them, verify them.", no_args_is_help=True)
+
+Word = TypeVar("Word", bound=str)
+_VARIANTS: dict[VariantName, None] = dict.fromkeys(get_args(VariantName))
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 BundleArgument = Annotated[str, typer.Argument(help="The folder of a built bundle, or `parcels` or `bearing`.")]
@@ -47,9 +52,19 @@ def build_command(
     version: Annotated[str | None, typer.Option(help="The bundle's version.")] = None,
     license_: Annotated[str | None, typer.Option("--license", help="The model's licence, as SPDX spells it.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="The largest loss of the task's metric, from 0 to 1.")] = None,
-    variants: Annotated[str | None, typer.Option(help="Only these, with commas: fp32, int8, int8-dynamic.")] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(help=f"Only these, with commas: {', '.join(_VARIANTS)}. [default: fp32,int8,int8-dynamic]"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help=f"What the devices are, with commas: {', '.join(TARGETS)}. Each stands for some variants."),
+    ] = None,
     dimension: Annotated[
-        list[str] | None, typer.Option(help="NAME=SIZE for a dimension that may vary; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="NAME=SIZE for a dimension that may vary, or NAME=MIN..MAX to leave it open; may be repeated."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,7 +82,8 @@ def build_command(
         golden=_folder("--golden", golden),
         dimensions=dict(_dimension(text) for text in dimension or ()),
         max_drop=max_drop,
-        variants=_variants(variants),
+        variants=_chosen("--variants", variants, _VARIANTS),
+        targets=_chosen("--target", target, TARGETS),
     )
     with _progress(is_shown=not as_json) as progress:
         report = build(source, output, options, progress)
@@ -111,12 +127,13 @@ def _labels(text: str | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in text.split(","))
 
 
-def _variants(text: str | None) -> tuple[VariantName, ...] | None:
-    known = {name: name for name in get_args(VariantName)}
-    chosen = [word.strip() for word in text.split(",")] if text else []
-    if unknown := [word for word in chosen if word not in known]:
-        raise OperatorError(f"--variants: unknown {', '.join(unknown)}", hint=f"known: {', '.join(known)}")
-    return tuple(known[word] for word in chosen) or None
+def _chosen(option: str, text: str | None, known: Mapping[Word, object]) -> tuple[Word, ...] | None:
+    """Return the words between the commas, each as its key in `known`; None where nothing was said."""
+    words = [word.strip() for word in text.split(",")] if text else []
+    by_name = {str(name): name for name in known}
+    if unknown := [word for word in words if word not in by_name]:
+        raise OperatorError(f"{option}: unknown {', '.join(unknown)}", hint=f"known: {', '.join(by_name)}")
+    return tuple(by_name[word] for word in words) or None
 
 
 def _folder(option: str, path: Path | None) -> Path | None:
@@ -125,11 +142,16 @@ def _folder(option: str, path: Path | None) -> Path | None:
     return path
 
 
-def _dimension(text: str) -> tuple[str, int]:
-    name, separator, size = text.rpartition("=")
-    if not separator or not name or not size.isdecimal() or int(size) == 0:
-        raise OperatorError(f"--dimension {text}: expected NAME=SIZE", hint="for example --dimension height=640")
-    return name, int(size)
+def _dimension(text: str) -> tuple[str, int | Bounds]:
+    name, _, size = text.rpartition("=")
+    sizes = [int(word) if word.isdecimal() else 0 for word in size.split("..")]
+    if name and len(sizes) == 1 and sizes[0]:
+        return name, sizes[0]
+    if name and len(sizes) == 2 and 0 < sizes[0] < sizes[1]:
+        return name, Bounds(min=sizes[0], max=sizes[1])
+    raise OperatorError(
+        f"--dimension {text}: expected NAME=SIZE or NAME=MIN..MAX", hint="for example --dimension height=640"
+    )
 
 
 @contextmanager
@@ -147,8 +169,14 @@ def _progress(*, is_shown: bool) -> Iterator[Progress]:
 
 def _variant_values(variant: VariantReport) -> dict[str, Any]:
     values = asdict(variant)
-    values["accuracy"] = variant.accuracy.model_dump(mode="json") if variant.accuracy else None
+    values["accuracy"] = _accuracy_values(variant.accuracy)
+    for tried, each in zip(values["tries"], variant.tries, strict=True):
+        tried["accuracy"] = _accuracy_values(each.accuracy)
     return values
+
+
+def _accuracy_values(accuracy: Accuracy | None) -> dict[str, Any] | None:
+    return accuracy.model_dump(mode="json") if accuracy else None
 
 
 def _print_json(values: dict[str, Any]) -> None:
@@ -167,6 +195,9 @@ def _print_report(report: BuildReport) -> None:
         size = _size(each.size_bytes) if each.size_bytes else ""
         table.add_row(each.name, size, *_accuracy(each.accuracy), "" if each.is_included else "[yellow]left out[/]")
     console.print(table)
+    for each in report.variants:
+        if len(each.tries) > 1:
+            _print_trade_off(console, each)
     verdicts = [f"{each.name}: {each.verdict}" for each in report.variants]
     assumed = "Assumed, since nobody said otherwise"
     for title, lines in (("Variants", verdicts), ("Repaired", report.repairs), (assumed, report.assumptions)):
@@ -176,6 +207,24 @@ def _print_report(report: BuildReport) -> None:
                 console.print(f"  • {line}", markup=False, soft_wrap=True)
     console.print(f"Outputs as shipped and as repaired differ by at most {report.parity:.2g}.")
     console.print(f"Written to {report.folder}, digest {report.digest}", markup=False, soft_wrap=True)
+
+
+def _print_trade_off(console: Console, variant: VariantReport) -> None:
+    """What each set of layers left in float32 cost and gained, in the order tried."""
+    from rich.table import Table
+
+    table = Table(title=f"{variant.name}: layers left in float32", title_justify="left")
+    for heading in ("layers", "size", "metric", "value", "drop", "", "which"):
+        is_number = heading in {"layers", "size", "value", "drop"}
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=heading != "which")
+    for each in variant.tries:
+        names = ", ".join(each.float_layers[:4]) + (", …" if len(each.float_layers) > 4 else "")
+        mark = "[yellow]misses[/]" if each.failure else "[green]passes[/]"
+        if not each.failure and each.float_layers == variant.float_layers:
+            mark = "[green]chosen[/]"
+        count = str(len(each.float_layers))
+        table.add_row(count, _size(each.size_bytes), *_accuracy(each.accuracy), mark, names)
+    console.print(table)
 
 
 def _accuracy(accuracy: Accuracy | None) -> tuple[str, str, str]:

@@ -6,10 +6,12 @@ that calibration and the parity check need. Everything runs on the CPU provider,
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ from agent.inference.model import Model, open_model
 from agent.inference.session import Session, open_session
 from agent.sources.sample import Sample
 from bundles.samples import SampleFile
+
+if TYPE_CHECKING:
+    import onnx
 
 ATOL, RTOL = 1e-5, 1e-4
 """How far the repaired model may be from the file as shipped: float32 sums in another order, and nothing else."""
@@ -49,13 +54,15 @@ def load(path: Path, variant: str) -> Session:
 
 
 def open_staged(folder: Path, manifest: Manifest, variant: str) -> Model:
-    """Open one variant of a bundle that is being made.
+    """Open one variant of a bundle that is being made; where its shape may vary, run it at both ends.
 
     Raises:
-        CandidateError: the runtime cannot load it.
+        CandidateError: the runtime cannot load it, or it fails at an end.
         BundleError: decoder or input do not fit it.
     """
-    return open_model(Bundle(folder, manifest, digest=""), candidate(variant))
+    model = open_model(Bundle(folder, manifest, digest=""), candidate(variant))
+    model.run_bounds()
+    return model
 
 
 def feeds(model: Model, samples: Sequence[SampleFile]) -> Iterator[Mapping[str, NDArray[Any]]]:
@@ -71,6 +78,37 @@ def answer(model: Model, sample: Sample, min_score: float | None = None) -> Answ
         CandidateError: the outputs are not numbers, or out of range.
     """
     return model.decode(model.infer(model.prepare(sample)), sample, min_score=min_score)
+
+
+def outputs(model: onnx.ModelProto, samples: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[NDArray[Any]]]:
+    """Run a model that is in memory only; return its outputs in the graph's order for each sample.
+
+    Raises:
+        BundleError: ONNX Runtime refuses it.
+    """
+    with tempfile.TemporaryDirectory(prefix="holdfast-run-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        session = load(path, "in memory")
+        return [list(session.run(sample).values()) for sample in samples]
+
+
+def deviation(reference: Model, model: Model, samples: Sequence[Sample]) -> float:
+    """Return the largest difference of raw outputs, as a share of the largest value of its output.
+
+    Infinite where an output is not finite or has another shape.
+    """
+    largest = 0.0
+    for sample in samples:
+        tensors = reference.prepare(sample)
+        expected, found = reference.infer(tensors), model.infer(tensors)
+        for name, values in expected.items():
+            other = np.asarray(found[name], np.float64)
+            if other.shape != values.shape or not np.isfinite(other).all():
+                return math.inf
+            scale = float(np.abs(values).max(initial=0.0)) or 1.0
+            largest = max(largest, float(np.abs(other - values).max(initial=0.0)) / scale)
+    return largest
 
 
 def require_parity(shipped: Path, model: Model, samples: Sequence[Sample]) -> float:

@@ -10,6 +10,9 @@ from agent.errors import OperatorError
 if TYPE_CHECKING:
     import onnx
 
+CONTRIB = "com.microsoft"
+"""The operators that ONNX Runtime has beside ONNX's own."""
+
 
 def require_onnx() -> None:
     """Make sure that the `build` extra is installed; every command that builds calls this first.
@@ -40,3 +43,18 @@ def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
     """Return each dimension's size, or its symbolic name; an unknown one without a name is the empty string."""
     shape = value.type.tensor_type.shape
     return [each.dim_value if each.HasField("dim_value") else each.dim_param for each in shape.dim]
+
+
+def import_contrib(model: onnx.ModelProto) -> None:
+    """Declare ONNX Runtime's own operators, where the model does not yet."""
+    from onnx import helper
+
+    if all(each.domain != CONTRIB for each in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+
+
+def sort_initializers(graph: onnx.GraphProto) -> None:
+    """Put the weights in the order of their names: tools write them in the order of a hash table."""
+    values = sorted(graph.initializer, key=lambda each: each.name)
+    del graph.initializer[:]
+    graph.initializer.extend(values)

@@ -21,11 +21,12 @@ or false.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from agent import yamlfile
 from agent.bundle.manifest import Feature, ModelType, Name, ResizeType, VariantName
@@ -34,6 +35,29 @@ from agent.errors import BundleError, ConfigurationError, Problem
 FILE_NAME = "bundle.yaml"
 
 Normalise = Literal["imagenet", "unit", "none"]
+
+Target = Literal["x86", "arm", "qnn", "gpu", "npu"]
+TARGETS: dict[Target, tuple[VariantName, ...]] = {
+    "x86": ("int8", "int8-dynamic"),
+    "arm": ("int8", "int8-s8", "int8-dynamic"),
+    "qnn": ("int8-qnn",),
+    "gpu": ("fp16", "int8-s8"),
+    "npu": ("fp16", "int8-s8"),
+}
+"""What is worth building for a kind of device; which of them runs there is measured there. arm: dot-product kernels of
+both kinds exist; gpu: fp16 halves traffic, and TensorRT takes signed, symmetric INT8 only; npu: those of OpenVINO and
+CoreML compute in fp16 or signed INT8; qnn: Qualcomm's HTP."""
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from error
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Triple = tuple[float, float, float]
 
 
@@ -94,6 +118,44 @@ class Gates(_Section):
     """The device's gate; the builder passes it on."""
 
 
+class Bounds(_Section):
+    """A dimension that stays open, within bounds. Both ends are run wherever the model is tried."""
+
+    min: Annotated[int, Field(gt=0)]
+    max: Annotated[int, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min {self.min} is not below max {self.max}; for one size give a number")
+        return self
+
+
+class Int4(_Section):
+    """Weights of four bits, in blocks along the input channels with a scale each (MatMulNBits)."""
+
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    symmetric: bool = True
+    """False: a zero point for each block too, for weights that lie to one side."""
+
+
+class Quantize(_Section):
+    """How variants of fewer bits are made."""
+
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """How the range of an activation is chosen: all values seen; the range that keeps most information (entropy); the
+    share of values given by `percentile`. The last two forgo rare large values for finer steps."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """`calibration: percentile` only."""
+    per_channel: bool = True
+    """A scale for each output channel of the weights."""
+    exclude: tuple[Pattern, ...] = ()
+    """Names of nodes, or regular expressions that match a whole name, that stay in float32 in every variant."""
+    search_s: Annotated[float, Field(gt=0)] = 600.0
+    """For finding which layers to leave in float32 when INT8 misses its gate."""
+    int4: Int4 = Int4()
+
+
 class Recipe(_Section):
     """The whole file."""
 
@@ -106,10 +168,22 @@ class Recipe(_Section):
     decoder: DecoderRecipe = DecoderRecipe()
     calibration: str | None = None
     golden: str | None = None
-    dimensions: dict[str, Annotated[int, Field(gt=0)]] = {}
-    """Values for the model's symbolic dimensions; a batch dimension is set to 1 by itself."""
-    variants: tuple[VariantName, ...] = ("fp32", "int8", "int8-dynamic")
+    dimensions: dict[str, Annotated[int, Field(gt=0)] | Bounds] = {}
+    """Values for the model's symbolic dimensions; a batch dimension is set to 1 by itself. With `{min: …, max: …}` one
+    stays open; providers that want fixed shapes (QNN, NNAPI) then pass the bundle over."""
+    targets: tuple[Target, ...] = ()
+    """What the devices are: each stands for the variants in `TARGETS`."""
+    variants: tuple[VariantName, ...] = ()
+    """By name, beside those of `targets`. Neither said: fp32, int8 and int8-dynamic. fp32 is always there."""
+    quantize: Quantize = Quantize()
     gates: Gates = Gates()
+
+    @property
+    def wanted(self) -> tuple[VariantName, ...]:
+        """The variants to make, fp32 first, in the manifest's order."""
+        named = {*self.variants, *(name for target in self.targets for name in TARGETS[target])}
+        wanted = {"fp32", *(named or {"int8", "int8-dynamic"})}
+        return tuple(name for name in get_args(VariantName) if name in wanted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,8 @@ def _question(tensors: Tensors, found: Sequence[Recognised]) -> BundleError:
 def _image(tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, assumptions: list[str]) -> ImageInput:
     spec = tensors.inputs[0]
     layout = said.layout or _layout(tensors, spec)
-    height, width = (spec.shape[2], spec.shape[3]) if layout == "NCHW" else (spec.shape[1], spec.shape[2])
+    rows, columns = (2, 3) if layout == "NCHW" else (1, 2)
+    height, width = _size(tensors, spec, rows, said.height), _size(tensors, spec, columns, said.width)
     for name, given, fixed in (("width", said.width, width), ("height", said.height, height)):
         if given is not None and given != fixed:
             message = f"expected {name} {fixed}, as the model has it, found {given}"
@@ -185,6 +186,17 @@ def _image(tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, assu
     fields = _normalised(tensors, said, model_type, spec, assumptions)
     fields["dtype"] = spec.dtype
     return ImageInput(width=width, height=height, layout=layout, **fields)
+
+
+def _size(tensors: Tensors, spec: TensorSpec, axis: int, said: int | None) -> int:
+    """Return the size that pictures are brought to: the model's own, or within its bounds what was said, or most."""
+    if axis not in spec.bounds:
+        return spec.shape[axis]
+    low, high = spec.bounds[axis]
+    if said is not None and not low <= said <= high:
+        message = f"axis {axis} of input `{spec.name}` is bounded by {low} and {high}, and `input` says {said}"
+        raise BundleError(message, where=tensors.where, hint="correct `dimensions`, or width and height under `input`")
+    return said or high
 
 
 def _layout(tensors: Tensors, spec: TensorSpec) -> Literal["NCHW", "NHWC"]:

@@ -9,7 +9,7 @@ the result holds standard operators only, suits every kind of hardware, and is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,12 +46,15 @@ class Repaired:
     repairs: tuple[str, ...]
 
 
-def repair(source: ModelFile, sizes: Mapping[str, int] | None = None) -> Repaired:
+def repair(
+    source: ModelFile, sizes: Mapping[str, int] | None = None, open_dimensions: Collection[str] = ()
+) -> Repaired:
     """Repair a copy of the model; `source` keeps what it has.
 
     Args:
         source: The model as shipped.
         sizes: Values for symbolic dimensions, by the dimension's name or as `input.index` (`images.2`).
+        open_dimensions: Dimensions that stay open, spelled the same way; they come before `sizes`.
 
     Raises:
         BundleError: a dimension other than the batch may vary and is not given, shape inference or the checker
@@ -65,7 +68,7 @@ def repair(source: ModelFile, sizes: Mapping[str, int] | None = None) -> Repaire
     _set_ir_version(model, done)
     _take_weights_off_inputs(model.graph, done)
     _name_nodes(model.graph, done)
-    _fix_dimensions(source, model.graph, dict(sizes or {}), done)
+    _fix_dimensions(source, model.graph, dict(sizes or {}), frozenset(open_dimensions), done)
     _infer_shapes(source, model)
     if not source.is_external:
         _fold_all(source, model, done)
@@ -133,8 +136,11 @@ def _name_nodes(graph: onnx.GraphProto, done: list[str]) -> None:
         done.append(f"{renamed} nodes without a name of their own were named")
 
 
-def _fix_dimensions(source: ModelFile, graph: onnx.GraphProto, sizes: dict[str, int], done: list[str]) -> None:
+def _fix_dimensions(
+    source: ModelFile, graph: onnx.GraphProto, sizes: dict[str, int], left_open: frozenset[str], done: list[str]
+) -> None:
     fixed: dict[str, int] = {}
+    found: set[str] = set()
     missing: list[str] = []
     for value in graph.input:
         for index, dimension in enumerate(value.type.tensor_type.shape.dim):
@@ -142,11 +148,19 @@ def _fix_dimensions(source: ModelFile, graph: onnx.GraphProto, sizes: dict[str, 
                 continue
             symbol, place = dimension.dim_param, f"{value.name}.{index}"
             size = sizes.get(place, sizes.get(symbol, 1 if index == 0 else 0))
-            if size:
+            if {place, symbol} & left_open:
+                found |= {place, symbol} & left_open
+            elif size:
                 fixed[symbol or place] = size
                 dimension.dim_value = size
             else:
                 missing.append(f"{place} (`{symbol}`)" if symbol else place)
+    if unknown := sorted(left_open - found):
+        raise BundleError(
+            f"`dimensions` bounds {', '.join(unknown)}, and no input has such an open dimension",
+            where=str(source.path),
+            hint="name a symbolic dimension of an input, or a place such as `images.2`",
+        )
     if missing:
         example = missing[0].split(" ", maxsplit=1)[0]
         raise BundleError(

@@ -47,6 +47,8 @@ class TensorSpec(_Document):
     dtype: str
     """As numpy spells it: `float32`, `uint8`, `int64`."""
     shape: tuple[int, ...]
+    bounds: dict[int, tuple[int, int]] = {}
+    """For an axis that may vary, the smallest and the largest size that the bundle was built for."""
 
 
 class ImageInput(_Document):
@@ -126,6 +128,13 @@ class Variant(_Document):
     outputs: tuple[TensorSpec, ...]
     accuracy: Accuracy | None = None
     """None for fp32, the reference, and in a bundle without golden samples."""
+    float_layers: tuple[str, ...] = ()
+    """Layers of an INT8 variant that the builder left in float32, since it missed its gate with them in eight bits."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every input has one shape; some providers compile for nothing else."""
+        return all(size > 0 for spec in self.inputs for size in spec.shape)
 
 
 class RefusedVariant(_Document):

@@ -150,7 +150,7 @@ def device(facts: Facts, profile_name: str | None) -> Iterator[Check]:
         yield failed("profile", error)
         return
     yield Check("profile", "ok", f"{profile.name}: {profile.description}")
-    present = {each.provider for each in facts.ep_devices}
+    present = {each.provider for each in facts.ep_devices if each.unusable is None}
     wanted = list(dict.fromkeys(candidate.provider for candidate in profile.candidates))
     lacking = [provider for provider in wanted if provider not in present]
     text = f"ONNX Runtime {facts.runtime_version}: {', '.join(sorted(present)) or 'no provider'}"

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from agent.device.profile import Match, Profile
-from agent.errors import ConfigurationError, OperatorError
+from agent.device.profile import ANY, Limits, Profile
+from agent.errors import ConfigurationError
 
 app = typer.Typer(help="The kinds of device that Holdfast knows, and which one this is.", no_args_is_help=True)
 
@@ -29,25 +29,32 @@ def list_profiles(*, folder: Folder = None, as_json: AsJson = False) -> None:
         return
     _print_table(
         ("Profile", "Matches", "Description"),
-        [(profile.name, conditions(profile.match), profile.description) for profile in profiles],
+        [(profile.name, conditions(profile), profile.description) for profile in profiles],
     )
 
 
 @app.command()
 def show(name: str, *, folder: Folder = None, as_json: AsJson = False) -> None:
-    """Show one profile: what it tries, within which limits."""
+    """Show one profile, or each part of one such as `x86-64-avx2+openvino`: what it tries, within which limits."""
     from agent.device.profiles import named
 
-    profile = named(name, load(folder))
+    profiles = load(folder)
+    parts = [named(part, profiles) for part in name.split("+")]
     if as_json:
-        typer.echo(profile.model_dump_json(indent=2))
+        shown = [part.model_dump(mode="json") for part in parts]
+        typer.echo(json.dumps(shown if len(shown) > 1 else shown[0], indent=2))
         return
-    limits, tune = profile.limits, profile.tune
-    p99 = "" if limits.p99_ms is None else f", p99 up to {limits.p99_ms:g} ms"
+    for part in parts:
+        _show(part)
+
+
+def _show(profile: Profile) -> None:
     typer.echo(f"{profile.name}: {profile.description}")
-    typer.echo(f"Matches: {conditions(profile.match)}")
-    typer.echo(f"Limits: {limits.memory_mb} MiB{p99}, {limits.trial_s:g} s for one trial")
-    typer.echo(f"Tuning: {tune.mode}, up to {tune.budget_s:g} s")
+    typer.echo(f"Matches: {conditions(profile)}")
+    typer.echo(f"Limits: {_limits(profile.limits)}")
+    if profile.accelerator is None:
+        tune = profile.tune
+        typer.echo(f"Tuning: {tune.mode} for {tune.objective}, up to {tune.budget_s:g} s without compiling")
     _print_table(
         ("Provider", "Device", "Variants", "Threads", "Options"),
         [
@@ -56,7 +63,7 @@ def show(name: str, *, folder: Folder = None, as_json: AsJson = False) -> None:
                 candidate.device_type,
                 ", ".join(candidate.variants),
                 ", ".join(map(str, candidate.threads)),
-                ", ".join(f"{key}={value}" for key, value in (candidate.options | candidate.session_options).items()),
+                ", ".join(_option(*each) for each in (candidate.options | candidate.session_options).items()),
             )
             for candidate in profile.candidates
         ],
@@ -71,7 +78,7 @@ def check(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Check every profile: keys, types, pairs that nothing decides between, profiles that are never selected."""
+    """Check every profile: keys, types, options, pairs that nothing decides between, profiles that are never selected."""
     from agent.device.profiles import check as check_profiles
 
     profiles = load(folder)
@@ -89,7 +96,7 @@ def check(
 
 @app.command()
 def explain(*, folder: Folder = None, as_json: AsJson = False) -> None:
-    """Say which profile this device gets, and why no other."""
+    """Say which profiles this device gets, for its processor and its accelerators, and why no others."""
     from agent.cli.thisdevice import settings_if_any
     from agent.device.profiles import select
     from agent.device.recognition import look
@@ -97,11 +104,14 @@ def explain(*, folder: Folder = None, as_json: AsJson = False) -> None:
     selection = select(look(settings_if_any(None).device.runtimes), load(folder))
     if as_json:
         verdicts = [
-            {"profile": each.profile, "matches": each.is_match, "text": each.text} for each in selection.verdicts
+            {"profile": each.profile, "selected": each.is_selected, "matches": each.is_match, "text": each.text}
+            for each in selection.verdicts
         ]
         typer.echo(json.dumps({"selected": selection.profile.name, "verdicts": verdicts}, indent=2))
         return
-    _print_table(("Profile", "Verdict"), [(each.profile, each.text) for each in selection.verdicts])
+    typer.echo(f"{selection.profile.name}: {selection.profile.description}")
+    first = sorted(selection.verdicts, key=lambda each: (not each.is_selected, not each.is_match))
+    _print_table(("Profile", "Verdict"), [(each.profile, each.text) for each in first])
 
 
 def load(folder: Path | None) -> list[Profile]:
@@ -114,18 +124,28 @@ def load(folder: Path | None) -> list[Profile]:
     from agent import resources
     from agent.device.profiles import load_profiles
 
-    if folder is not None and not folder.is_dir():
-        raise OperatorError("there is no such folder", where=str(folder), hint="name a folder of *.yaml files")
     return load_profiles([resources.device_profiles(), *([folder] if folder else [])])
 
 
-def conditions(match: Match) -> str:
-    """Return a match in words: `architecture aarch64, board Raspberry Pi 5`."""
-    words = []
-    for key, value in match.model_dump(exclude_defaults=True).items():
+def conditions(profile: Profile) -> str:
+    """Return what a profile holds for in words: `architecture aarch64, board Raspberry Pi 5`."""
+    kind = "a provider that no other profile is for" if profile.accelerator == ANY else profile.accelerator
+    words = [f"a device of {kind}"] if kind else []
+    for key, value in profile.match.model_dump(exclude_defaults=True).items():
         text = " ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
         words.append(f"{key.replace('_', ' ')} {text}")
     return ", ".join(words) or "any device"
+
+
+def _option(name: str, value: str | tuple[str, ...]) -> str:
+    return f"{name}={value if isinstance(value, str) else ' or '.join(value)}"
+
+
+def _limits(limits: Limits) -> str:
+    parts = [f"{limits.memory_mb} MiB", f"{limits.trial_s:g} s for one trial", f"{limits.compile_s:g} s to compile"]
+    parts += [f"p99 up to {limits.p99_ms:g} ms"] if limits.p99_ms is not None else []
+    parts += [f"up to {limits.celsius:g} °C"] if limits.celsius is not None else []
+    return ", ".join(parts)
 
 
 def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

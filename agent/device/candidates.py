@@ -7,7 +7,7 @@ and a refusal for each that needs no trial. It measures nothing and reads nothin
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import product
 from typing import Literal
 
@@ -19,6 +19,9 @@ from agent.device.profile import CandidateSpec, Profile
 
 NO_CPU_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
 """ONNX Runtime refuses to make a session when a node would run on its CPU provider instead."""
+FIXED_SHAPES_ONLY = frozenset({"QNNExecutionProvider", "NnapiExecutionProvider", "RknpuExecutionProvider"})
+"""ONNX Runtime's documentation of each: "QNN Execution Provider" (no dynamic shapes), "NNAPI Execution Provider" (the
+model's inputs must have fixed shapes), "RKNPU Execution Provider" (the NPU's compiler takes none)."""
 CPU_SPEC = CandidateSpec(provider="CPUExecutionProvider", variants=("fp32",), threads=("half",))
 
 
@@ -47,20 +50,24 @@ def candidates(
     refused: dict[tuple[object, ...], Outcome] = {}
     for spec in profile.candidates:
         for candidate, refusal in _of_spec(facts, spec, cores, demand):
-            why = refusal or _lack(manifest, candidate.variant, present)
+            why = refusal or _lack(manifest, candidate.variant, present) or _misfit(manifest, candidate)
             if why is None:
                 found.setdefault(candidate)
             else:
-                refused.setdefault(_without_threads(candidate), Outcome(candidate, refusal=why[1], cause=why[0]))
+                refused.setdefault(_group(candidate, why), Outcome(candidate, refusal=why[1], cause=why[0]))
     if not any(candidate.is_plain_cpu for candidate in found):
         found |= dict.fromkeys(_plain_cpu(facts, manifest, present, cores))
     return list(found), list(refused.values())
 
 
 def reference(found: Iterable[Candidate]) -> Candidate | None:
-    """Return what the others are compared with: the plain CPU with fp32, else with its first variant."""
-    plain = sorted((each for each in found if each.is_plain_cpu), key=lambda each: each.runtime != BUILT_IN)
-    return next((each for each in plain if each.variant == "fp32"), plain[0] if plain else None)
+    """Return what the others are compared with: the plain CPU with fp32 and the fewest threads; without fp32, any variant."""
+    plain = (each for each in found if each.is_plain_cpu)
+    return min(
+        plain,
+        key=lambda each: (each.runtime != BUILT_IN, each.variant != "fp32", each.threads, astuple(each)),
+        default=None,
+    )
 
 
 def is_requested(candidate: Candidate, demand: Demand) -> bool:
@@ -83,7 +90,7 @@ _Why = tuple[Cause, str]
 def _of_spec(facts: Facts, spec: CandidateSpec, cores: int, demand: Demand) -> Iterator[tuple[Candidate, _Why | None]]:
     """Yield the candidates of each runtime that offers the provider, with why they cannot be tried."""
     devices = [
-        each for each in facts.ep_devices if (each.provider, each.device_type) == (spec.provider, spec.device_type)
+        each for each in facts.devices_here if (each.provider, each.device_type) == (spec.provider, spec.device_type)
     ]
     if not devices:
         yield from ((each, _absence(facts, spec)) for each in _expand(spec, cores, demand, BUILT_IN))
@@ -128,7 +135,7 @@ def _plain_cpu(facts: Facts, manifest: Manifest, present: Collection[str] | None
 
 
 def _absence(facts: Facts, spec: CandidateSpec) -> _Why:
-    devices = {(device.provider, device.device_type) for device in facts.ep_devices}
+    devices = {(device.provider, device.device_type) for device in facts.devices_here}
     offered = ", ".join(f"{provider} ({kind})" for provider, kind in sorted(devices)) or "nothing"
     listed = next((each for each in facts.accelerators if each.provider == spec.provider), None)
     text = f"no {spec.device_type} device of {spec.provider} here; this device offers {offered}"
@@ -151,6 +158,14 @@ def _lack(manifest: Manifest, variant: str, present: Collection[str] | None) -> 
     return "lacking", f"the builder left {variant} out: {why}" if why else f"the bundle has no {variant} variant"
 
 
-def _without_threads(candidate: Candidate) -> tuple[object, ...]:
-    """Return what tells refusals apart: one line a provider, device type, runtime and variant is enough."""
-    return candidate.provider, candidate.device_type, candidate.runtime, candidate.variant
+def _misfit(manifest: Manifest, candidate: Candidate) -> _Why | None:
+    variant = manifest.variant(candidate.variant)
+    if candidate.provider not in FIXED_SHAPES_ONLY or variant is None or variant.is_fixed:
+        return None
+    return "lacking", f"{candidate.provider} compiles for fixed shapes, and the inputs of {candidate.variant} may vary"
+
+
+def _group(candidate: Candidate, why: _Why) -> tuple[object, ...]:
+    """Return what tells refusals apart: one line a device is enough, and one a variant where that is what lacks."""
+    variant = candidate.variant if why[0] == "lacking" else ""
+    return candidate.provider, candidate.device_type, candidate.runtime, variant

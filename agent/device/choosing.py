@@ -6,7 +6,9 @@ Takes judged outcomes; gives a plan, or an error that lists every refusal. The o
 2. What the operator asked for with `run_on` comes first; the others stand behind it, for when it fails.
 3. The objective's figure: the lowest wins, but all within 5 % (or 0.05 ms) of it count as equal.
 4. Among equals the least CPU time a run wins: with spinning off, two threads often tie with one and cost more.
-5. Among those the fewest threads.
+5. Among those the fewest threads, and none that spin.
+
+What comes behind the choice is ordered by medians: it was measured for different lengths of time.
 
 The order in which candidates were measured decides nothing, except where the profile says `as-listed`.
 """
@@ -20,7 +22,7 @@ from agent.bundle.manifest import Manifest
 from agent.device.candidates import is_requested
 from agent.device.facts import Facts
 from agent.device.judging import judge, slower_than_cpu
-from agent.device.objective import Yardstick
+from agent.device.objective import Yardstick, by_median
 from agent.device.plan import FAULTS, SPINNING, Candidate, Demand, Measurement, Outcome, Plan, labels
 from agent.device.profile import Profile
 from agent.errors import CandidateError
@@ -95,29 +97,24 @@ def spinning(candidate: Candidate) -> Candidate:
 
 
 def rank(passed: Sequence[Outcome], demand: Demand) -> list[Outcome]:
-    """Return the outcomes best first; those that were left behind by successive halving come after those that stayed."""
-    rounds = sorted({each.dropped_in for each in passed}, key=lambda number: (number is not None, -(number or 0)))
-    groups = ([each for each in passed if each.dropped_in == number] for number in rounds)
-    return [outcome for group in groups for outcome in _rank_group(group, demand)]
+    """Return the outcomes best first: the choice among those that were measured to the end, then all others by their medians."""
+    of = {each.candidate: each for each in passed}
+    best = _best([each for each in passed if each.dropped_in is None] or passed, demand)
+    return [best, *(of[candidate] for candidate, _ in by_median(passed, demand) if candidate != best.candidate)]
 
 
-def _rank_group(group: Sequence[Outcome], demand: Demand) -> list[Outcome]:
+def _best(group: Sequence[Outcome], demand: Demand) -> Outcome:
     measured = {each.candidate: each.measurement for each in group if each.measurement is not None}
     yardstick = Yardstick.of(demand, list(measured.values()))
     figures = {candidate: yardstick.figure(each) for candidate, each in measured.items()}
     limit = yardstick.still_equal(min(figures.values()))
-    cpu_ms = {candidate: each.cpu_ms_per_run for candidate, each in measured.items()}
-    limit_cpu_ms = _still_equal_cpu(min(cpu_ms[each] for each, figure in figures.items() if figure <= limit))
-
-    def order(outcome: Outcome) -> tuple[object, ...]:
-        candidate = outcome.candidate
-        if figures[candidate] > limit:
-            return True, True, figures[candidate], 0.0, astuple(candidate)
-        is_costly = cpu_ms[candidate] > limit_cpu_ms
-        second = cpu_ms[candidate] if is_costly else candidate.threads
-        return False, is_costly, second, figures[candidate], astuple(candidate)
-
-    return sorted(group, key=order)
+    cpu_ms = {candidate: each.cpu_ms_per_run for candidate, each in measured.items() if figures[candidate] <= limit}
+    if not all(SPINNING in candidate.session_options for candidate in cpu_ms):
+        cpu_ms = {each: value for each, value in cpu_ms.items() if SPINNING not in each.session_options}
+    limit_cpu_ms = _still_equal_cpu(min(cpu_ms.values()))
+    equal = [candidate for candidate, value in cpu_ms.items() if value <= limit_cpu_ms]
+    best = min(equal, key=lambda candidate: (candidate.threads, figures[candidate], astuple(candidate)))
+    return next(each for each in group if each.candidate == best)
 
 
 def _still_equal_cpu(best_ms: float) -> float:
@@ -128,7 +125,7 @@ def requested(facts: Facts, profile: Profile, demand: Demand) -> str:
     """Return what was asked for; where nothing was, the profile's first accelerator that this device has, else the CPU."""
     if demand.run_on != "auto":
         return demand.run_on
-    here = {(device.provider, device.device_type) for device in facts.ep_devices}
+    here = {(device.provider, device.device_type) for device in facts.devices_here}
     accelerators = (
         f"{spec.provider} {spec.device_type}"
         for spec in profile.candidates
@@ -214,10 +211,11 @@ def _comparison(
     compared = [pair for pair in ranked if pair[0] in stayed] or list(ranked)
     fastest, of_fastest = min(compared, key=lambda pair: yardstick.figure(pair[1]))
     if fastest == candidate:
-        second, of_second = ranked[1]
-        shown = yardstick if second in stayed else replace(yardstick, has_p99=False)
-        next_amount = shown.amount(of_second) if shown == yardstick else f"{shown.name} {shown.amount(of_second)}"
-        return f"{name} has the {yardstick.best}, {amount}; next is {names[second]} with {next_amount}."
+        others = [pair for pair in compared if pair[0] != candidate]
+        shown = yardstick if others else replace(yardstick, has_p99=False)
+        second, of_second = min(others or ranked[1:], key=lambda pair: shown.figure(pair[1]))
+        prefix = "" if others else f"{shown.name} "
+        return f"{name} has the {yardstick.best}, {amount}; next is {names[second]} with {prefix}{shown.amount(of_second)}."
     return (
         f"{name} takes {measured.cpu_ms_per_run:.2f} ms of CPU a run where {names[fastest]} takes "
         f"{of_fastest.cpu_ms_per_run:.2f}, at an equal {yardstick.name} "

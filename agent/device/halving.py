@@ -8,10 +8,10 @@ compare medians: of a few runs, p99 is the maximum.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 
-from agent.device.objective import Yardstick
-from agent.device.plan import Candidate, Demand, Measurement, Outcome
+from agent.device.objective import Yardstick, by_median
+from agent.device.plan import Candidate, Demand, Outcome
 
 FIRST_RUNS = 20
 FINAL_RUNS = 200
@@ -38,12 +38,12 @@ def seconds_in(number: int) -> float:
 
 def better_half(passed: Sequence[Outcome], demand: Demand) -> list[Candidate]:
     """Return the better half of what passed a round, never fewer than the finalists' number where there are so many."""
-    return [candidate for candidate, _ in _by_median(passed, demand)][: max(MOST_FINALISTS, (len(passed) + 1) // 2)]
+    return [candidate for candidate, _ in by_median(passed, demand)][: max(MOST_FINALISTS, len(passed) // 2)]
 
 
 def finalists(passed: Sequence[Outcome], demand: Demand) -> list[Candidate]:
     """Return those that are worth many runs: the best, and up to two that come close to it."""
-    ordered = _by_median(passed, demand)[:MOST_FINALISTS]
+    ordered = by_median(passed, demand)[:MOST_FINALISTS]
     return [candidate for candidate, figure in ordered if figure <= ordered[0][1] * CONTENDER]
 
 
@@ -68,13 +68,6 @@ def typical(trials: Sequence[Outcome], demand: Demand) -> Outcome:
             compile_ms=next((each.compile_ms for each in measured if each.compile_ms is not None), None),
         ),
     )
-
-
-def _by_median(passed: Sequence[Outcome], demand: Demand) -> list[tuple[Candidate, float]]:
-    measured: dict[Candidate, Measurement] = {each.candidate: each.measurement for each in passed if each.measurement}
-    yardstick = replace(Yardstick.of(demand, list(measured.values())), has_p99=False)
-    figures = [(candidate, yardstick.figure(each)) for candidate, each in measured.items()]
-    return sorted(figures, key=lambda pair: (pair[1], measured[pair[0]].cpu_ms_per_run, astuple(pair[0])))
 
 
 def _worst(agreements: Sequence[float | None]) -> float | None:

@@ -8,7 +8,7 @@ the CPU is said last, of those that passed (`slower_than_cpu`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from agent.bundle.manifest import Manifest
 from agent.device.objective import FEWEST_FOR_P99, Yardstick
@@ -102,16 +102,14 @@ def _not_worse(outcome: Outcome, outcomes: Sequence[Outcome], demand: Demand) ->
     measured = outcome.measurement
     if outcome.refusal is not None or measured is None or outcome.candidate.is_plain_cpu:
         return outcome
-    plain = [
-        (each.candidate, each.measurement)
-        for each in outcomes
-        if each.candidate.is_plain_cpu and each.refusal is None and each.measurement
-        if each.dropped_in is None or outcome.dropped_in is not None
-    ]
+    passed = [each for each in outcomes if each.candidate.is_plain_cpu and each.refusal is None]
+    plain = [(each.candidate, each.measurement) for each in passed if each.measurement]
+    if measured.runs >= FEWEST_FOR_P99:  # those that left early have no p99 to compare with
+        plain = [pair for pair in plain if pair[1].runs >= FEWEST_FOR_P99] or plain
     if not plain:
         return outcome
     yardstick = Yardstick.of(demand, [measured, *(of_cpu for _, of_cpu in plain)])
-    best, of_best = min(plain, key=lambda pair: yardstick.figure(pair[1]))
+    best, of_best = min(plain, key=lambda pair: (yardstick.figure(pair[1]), astuple(pair[0])))
     if yardstick.figure(measured) <= yardstick.still_equal(yardstick.figure(of_best)):
         return outcome
     text = (

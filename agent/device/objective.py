@@ -8,10 +8,10 @@ are compared, else their CPU time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Self
 
-from agent.device.plan import Demand, Measurement, Objective
+from agent.device.plan import Candidate, Demand, Measurement, Objective, Outcome
 
 EQUAL_SHARE = 1.05
 """Candidates whose figures are within this factor of the best are equally good: that is how far one measurement repeats."""
@@ -74,6 +74,14 @@ class Yardstick:
             return f"{runs_per_s(measured):.1f} runs/s"
         unit = {"energy": "mJ a run", "CPU time": "ms a run"}.get(self.name, "ms")
         return f"{self.figure(measured):.2f} {unit}"
+
+
+def by_median(passed: Sequence[Outcome], demand: Demand) -> list[tuple[Candidate, float]]:
+    """Return the candidates best first, with their figures: how trials of different length can be compared."""
+    measured = {each.candidate: each.measurement for each in passed if each.measurement is not None}
+    yardstick = replace(Yardstick.of(demand, list(measured.values())), has_p99=False)
+    figures = [(candidate, yardstick.figure(each)) for candidate, each in measured.items()]
+    return sorted(figures, key=lambda pair: (pair[1], measured[pair[0]].cpu_ms_per_run, astuple(pair[0])))
 
 
 def runs_per_s(measured: Measurement) -> float:

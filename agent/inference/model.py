@@ -46,8 +46,15 @@ class Preprocessor(Protocol):
 class Model:
     """An opened model. `prepare`, `infer` and `decode` are pure and may be called from any thread."""
 
-    def __init__(self, manifest: Manifest, session: Session, preprocessor: Preprocessor) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        session: Session,
+        preprocessor: Preprocessor,
+        bounds: Mapping[int, tuple[int, int]] | None = None,
+    ) -> None:
         self.manifest = manifest
+        self._bounds = bounds or {}
         self.session = session
         self._preprocessor = preprocessor
         self._input = session.inputs[0]
@@ -111,6 +118,21 @@ class Model:
         for _ in range(runs):
             self.infer(inputs)
 
+    def run_bounds(self) -> None:
+        """Run on zeros of the smallest and of the largest shape that the bundle allows; nothing where it has one shape.
+
+        Raises:
+            CandidateError: the provider failed.
+        """
+        if not self._bounds:
+            return
+        example = self._preprocessor.example(self._input)
+        for end in (0, 1):
+            shape = [
+                self._bounds[axis][end] if axis in self._bounds else size for axis, size in enumerate(example.shape)
+            ]
+            self.infer({self._input.name: np.zeros(shape, example.dtype)})
+
 
 def open_model(
     bundle: Bundle,
@@ -143,7 +165,7 @@ def open_model(
     own = prepared_folder(prepared, candidate, variant)
     session = open_session(model_path, candidate, clock, prepared=own, trace=trace)
     check_pinned(session, variant)
-    return Model(bundle.manifest, session, _make_preprocessor(bundle.manifest, session))
+    return Model(bundle.manifest, session, _make_preprocessor(bundle.manifest, session), variant.inputs[0].bounds)
 
 
 def prepared_folder(prepared: Path | None, candidate: Candidate, variant: Variant) -> Path | None:

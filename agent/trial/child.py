@@ -80,6 +80,7 @@ def measure(
     model = open_model(bundle, candidate, clock, prepared=ask.prepared, trace=ask.trace)
     model.warm_up()  # some providers compile at the first run
     loaded()
+    model.run_bounds()
     agreement, inputs = against_golden(bundle, model, candidate.variant, clock)
     inputs = inputs or noise_inputs(bundle, model, clock)
     cpu_agreement = None if ask.reference is None else _compare_raw(model, candidate, inputs, ask.reference)

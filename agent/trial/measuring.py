@@ -168,11 +168,12 @@ class Measuring:
     def _drop(
         self, passed: Sequence[Outcome], staying: Sequence[Candidate], kept: Candidate | None, number: int
     ) -> list[Candidate]:
-        """Note who does not stay, and return who does, with the reference."""
-        for outcome in passed:
-            if outcome.candidate not in staying and outcome.candidate != kept:
-                self.dropped_in[outcome.candidate] = number
-        return [each.candidate for each in passed if each.candidate in staying or each.candidate == kept]
+        """Note who does not stay, and return who is measured on: they and the reference, even where it is not among them."""
+        left = [each.candidate for each in passed if each.candidate not in staying]
+        self.dropped_in |= dict.fromkeys(left, number)
+        for candidate in staying:
+            self.dropped_in.pop(candidate, None)  # a reference that came back
+        return [*staying, *(candidate for candidate in left if candidate == kept)]
 
     def _turns(self, candidates: Sequence[Candidate], turns: int, reserved_share: float) -> None:
         """Measure all of them, again and again; how long each runs depends on what is left of the budget."""
@@ -180,13 +181,20 @@ class Measuring:
         for candidate in list(candidates) * turns:
             if self._is_over(reserved_share):
                 return
-            if self._passes(candidate):
+            if candidate not in self.trials or self._passes(candidate):
                 seconds = self.budget.left_s(reserved_share) / left - STARTING_S
                 self._trial(candidate, runs=FINAL_RUNS, seconds=max(LEAST_FINAL_S, min(FINAL_S, seconds)))
             left -= 1
 
     def _trial(self, candidate: Candidate, *, runs: int, seconds: float) -> None:
         """Run one trial and keep its outcome, unless somebody stopped it."""
+        outcome = self.once(candidate, runs=runs, seconds=seconds)
+        if not self.stop.is_set():
+            self.trials.setdefault(candidate, []).append(outcome)
+            self.progress(outcome)
+
+    def once(self, candidate: Candidate, *, runs: int = FINAL_RUNS, seconds: float = FINAL_S) -> Outcome:
+        """Run one trial, by default one as long as a finalist's, and keep nothing."""
         ask = Ask(
             runs=runs,
             seconds=seconds,
@@ -195,10 +203,7 @@ class Measuring:
             prepared=self.prepared,
             reference=self._reference(candidate),
         )
-        outcome = self._run(candidate, ask)
-        if not self.stop.is_set():
-            self.trials.setdefault(candidate, []).append(outcome)
-            self.progress(outcome)
+        return self._run(candidate, ask)
 
     def _run(self, candidate: Candidate, ask: Ask) -> Outcome:
         """Run one trial; the time until its model was compiled, the first time, is given back to the budget."""

@@ -128,7 +128,7 @@ class _Planning:
     def plan(self, interim: Callable[[Plan], None]) -> Plan | None:
         """Measure and choose; None where somebody stopped it."""
         if self.measuring.profile.tune.mode == "as-listed":
-            self.measuring.in_order(self.found)
+            self.measuring.in_order(sorted(self.found, key=lambda each: not is_requested(each, self.demand)))
         else:
             self._measure(interim)
         if self.measuring.stop.is_set():

@@ -96,3 +96,21 @@ def test_golden_truth_belongs_to_the_golden_pictures_and_the_model_agrees(evalua
             found += bool(len(same)) and bool(evaluation.iou(np.array(entry["xyxy_px"], np.float32), same).max() > 0.5)
     assert total >= 72
     assert found / total >= 0.9
+
+
+def test_export_answers_as_pytorch_does(tmp_path: Path) -> None:
+    """Exporting must change no answer; the recipe's own check, on a network of random weights. Needs torch."""
+    torch = pytest.importorskip("torch", reason="torch is for those who train; it is too large for every test run")
+    spec = importlib.util.spec_from_file_location("parcels_train", RECIPE / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    detector = module.Detector()
+    module.export(detector, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    pictures = np.random.default_rng(1).random((1, 3, module.HEIGHT, module.WIDTH), np.float32)
+    with torch.no_grad():
+        expected = detector.eval()(torch.from_numpy(pictures)).numpy()
+    np.testing.assert_allclose(session.run(None, {"images": pictures})[0], expected, rtol=1e-4, atol=1e-4)

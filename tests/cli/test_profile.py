@@ -7,6 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from agent import resources
 from agent.cli.profile import app
 from agent.errors import ConfigurationError, OperatorError
 
@@ -19,9 +20,10 @@ def test_list_names_every_profile():
     """The list is the documentation of what is known."""
     listed = json.loads(run("list", "--json").stdout)
 
-    assert len(listed) == 9
+    assert {profile["name"] for profile in listed} == {path.stem for path in resources.device_profiles().glob("*.yaml")}
     text = run("list").stdout
     assert all(profile["name"] in text for profile in listed)
+    assert "QNNExecutionProvider" in text
 
 
 def test_show_one():
@@ -31,6 +33,17 @@ def test_show_one():
     assert "board Raspberry Pi 4" in text
     assert "512 MiB" in text
     assert json.loads(run("show", "raspberry-pi-4", "--json").stdout)["limits"]["memory_mb"] == 512
+
+
+def test_show_of_an_accelerators_profile_has_its_options_and_limits():
+    """What `plan explain` names is what can be looked up: also each part of a composed name."""
+    text = " ".join(run("show", "safe-default+tensorrt").stdout.split())
+
+    assert "Any device; the CPU with few threads" in text
+    assert "Matches: a device of TensorrtExecutionProvider" in text
+    assert "1800 s to compile" in text
+    names = [part["name"] for part in json.loads(run("show", "safe-default+tensorrt", "--json").stdout)]
+    assert names == ["safe-default", "tensorrt"]
 
 
 def test_show_of_an_unknown_name_suggests_one():
@@ -61,6 +74,20 @@ def test_check_of_an_own_folder_finds_a_tie(tmp_path):
     assert json.loads(as_json.stdout)[0]["where"] == "aarch64-plain, mine"
 
 
+def test_check_of_an_own_accelerator_names_file_line_and_the_nearest_option(tmp_path):
+    """A misspelt option is ignored by its provider: here it has a place."""
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\ndescription: d\naccelerator: CUDAExecutionProvider\nmatch: {board: Acme}\ncandidates:\n"
+        "  - provider: CUDAExecutionProvider\n    device_type: gpu\n    variants: [fp16]\n"
+        "    options: {cudnn_conv_algo_serch: HEURISTIC}\n"
+    )
+
+    error = str(run("check", str(tmp_path)).exception)
+
+    assert "mine.yaml:9:15: candidates[0].options.cudnn_conv_algo_serch: CUDAExecutionProvider has no option" in error
+    assert "did you mean `cudnn_conv_algo_search`?" in error
+
+
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     """An empty answer would look like a passed check."""
     with pytest.raises(OperatorError, match="no such folder"):
@@ -71,6 +98,7 @@ def test_explain_gives_a_reason_for_each():
     """Why this one, and why not the others."""
     explained = json.loads(run("explain", "--json").stdout)
 
-    assert explained["selected"] in {verdict["profile"] for verdict in explained["verdicts"]}
+    selected = {verdict["profile"] for verdict in explained["verdicts"] if verdict["selected"]}
+    assert set(explained["selected"].split("+")) == selected
     assert all(verdict["text"] for verdict in explained["verdicts"])
     assert explained["selected"] in run("explain").stdout

@@ -1,21 +1,24 @@
-"""Devices as text: a file for each in devices/, written out as the /proc and /sys that the gatherers read.
+"""Devices as files: in devices/ the /proc and /sys that the gatherers read, in facts/ what a probe with accelerators gives.
 
-The first line of a file says whether it was recorded on a machine or constructed from documents.
+Each says whether it was recorded on a machine or constructed from documents, and from which.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from agent.device.facts import EpDevice, Facts
 from agent.device.hardware.gathering import gather
 
 DEVICES = Path(__file__).parent / "devices"
+FACTS = Path(__file__).parent / "facts"
 CPU_DEVICE = EpDevice("CPUExecutionProvider", "cpu")
 
 
@@ -58,5 +61,18 @@ def device_facts(device_tree: Callable[[str], Path]) -> Callable[[str], Facts]:
         architecture = re.search(r"^# architecture: (\S+)$", (DEVICES / f"{name}.txt").read_text(), re.MULTILINE)
         gathered = gather(device_tree(name), system="linux", architecture=architecture[1])
         return replace(gathered, runtime_version="1.31.1", ep_devices=(CPU_DEVICE,))
+
+    return facts
+
+
+@pytest.fixture
+def known_facts(device_facts: Callable[[str], Facts]) -> Callable[[str], Facts]:
+    """Return a function that gives the facts of any device that is known here, by the name of its file."""
+
+    def facts(name: str) -> Facts:
+        file = FACTS / f"{name}.json"
+        if not file.is_file():
+            return device_facts(name)
+        return TypeAdapter(Facts).validate_python(json.loads(file.read_text())["facts"])
 
     return facts

@@ -9,18 +9,18 @@ from agent.device.hardware.sysfiles import read
 
 
 def driver_version(root: Path, driver: str) -> str:
-    """Return the version that a driver's module gives itself, else what changes when the driver does; empty without one.
+    """Return what changes when a driver does, its own version first; empty without a driver.
 
-    A driver of the kernel's own tree mostly has no version: the digest of its source (`srcversion`, Documentation/kbuild) tells
-    a new one, and where that is not built in, the kernel's release does.
+    A driver of the kernel's own tree has no version, or always the same (intel_vpu): the digest of its source (`srcversion`)
+    tells a new one, and where there is none, the kernel's release does.
     """
     if not driver:
         return ""
     module = f"sys/module/{driver.replace('-', '_')}"
-    if version := read(root, f"{module}/version") or (_nvidia_version(root) if driver == "nvidia" else None):
-        return version
-    if source := read(root, f"{module}/srcversion"):
-        return f"source {source}"
+    version = read(root, f"{module}/version") or (_nvidia_version(root) if driver == "nvidia" else None)
+    source = read(root, f"{module}/srcversion")
+    if version or source:
+        return " ".join(filter(None, (version, source and f"source {source}")))
     release = read(root, "proc/sys/kernel/osrelease")
     return f"Linux {release}" if release else ""
 

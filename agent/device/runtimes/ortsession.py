@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from agent.bundle.manifest import TensorSpec
 from agent.device.plan import Candidate
 from agent.device.runtimes.prepared import AS_IT_IS, Variation, open_or_make
-from agent.device.runtimes.providers import OWN_THREADS, provider_of
+from agent.device.runtimes.providers import OWN_THREADS, options_for, provider_of, unknown_options
 from agent.device.runtimes.runtime import Assignment, Opening
 from agent.errors import BundleError, CandidateError
 
@@ -56,13 +55,6 @@ _DTYPES = {
     "tensor(bool)": "bool",
     "tensor(string)": "str",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """How a session is told where to run: by devices, or, where there are none, by the provider's name."""
-
-    devices: tuple[Any, ...] = ()
 
 
 class OrtSession:
@@ -100,8 +92,12 @@ class OrtSession:
         return Path(self._session.end_profiling())
 
 
-def open_session(opening: Opening, selection: Selection) -> OrtSession:
+def open_session(opening: Opening, devices: Sequence[Any] = ()) -> OrtSession:
     """Make a session, from what an earlier one has prepared where that is whole.
+
+    Args:
+        opening: Of which model, how, and what is kept.
+        devices: ONNX Runtime's objects for the devices to run on; empty for a built-in provider that lists none.
 
     Raises:
         BundleError: the file is missing, empty, truncated or no ONNX model.
@@ -109,20 +105,20 @@ def open_session(opening: Opening, selection: Selection) -> OrtSession:
     """
     _check_file(opening.model_path)
     _check_options(opening.candidate)
-    make = partial(_make, opening, selection)
+    make = partial(_make, opening, devices)
     if opening.prepared is None:
         return make(AS_IT_IS)
     return open_or_make(opening.prepared, opening.candidate, make)
 
 
-def _make(opening: Opening, selection: Selection, variation: Variation) -> OrtSession:
+def _make(opening: Opening, devices: Sequence[Any], variation: Variation) -> OrtSession:
     candidate = opening.candidate
     path = variation.model_path or opening.model_path
     options = _session_options(candidate, variation)
     if opening.trace is not None and not variation.is_draft:
         options.enable_profiling = True
         options.profile_file_prefix = str(opening.trace)
-    arguments = _choose_provider(candidate, selection, variation, options)
+    arguments = _choose_provider(candidate, devices, variation, options)
     try:
         session = onnxruntime.InferenceSession(str(path), options, enable_fallback=0, **arguments)
         made = OrtSession(session, candidate, path, is_tracing=options.enable_profiling)
@@ -159,37 +155,35 @@ def _session_options(candidate: Candidate, variation: Variation) -> onnxruntime.
 
 
 def _choose_provider(
-    candidate: Candidate, selection: Selection, variation: Variation, options: onnxruntime.SessionOptions
+    candidate: Candidate, devices: Sequence[Any], variation: Variation, options: onnxruntime.SessionOptions
 ) -> dict[str, Any]:
     """Return the arguments that select a provider by its name, or put its devices into `options`."""
-    provider_options = _provider_options(candidate, selection) | dict(variation.provider_options)
-    if not selection.devices:
-        return {"providers": [(candidate.provider, provider_options)]}
+    provider_options = options_for(candidate) | dict(variation.provider_options)
+    if not devices:
+        return {"providers": [(candidate.provider, provider_options), *_assistants(candidate)]}
     try:
-        options.add_provider_for_devices(list(selection.devices), provider_options)
+        options.add_provider_for_devices(list(devices), provider_options)
     except ORT_ERRORS as error:
         raise CandidateError(f"{candidate.label} cannot be used: {one_line(error)}") from error
     return {}
 
 
-def _provider_options(candidate: Candidate, selection: Selection) -> dict[str, str]:
-    """Return the candidate's options with what selects its device and, for a provider with its own pool, its threads."""
-    chosen = provider_of(candidate.provider).selecting(candidate.device_type, dict(candidate.options))
-    if selection.devices and "device_type" not in dict(candidate.options):
-        chosen.pop("device_type", None)  # OpenVINO's plugin is given a device in place of this
-    if candidate.provider in OWN_THREADS:
-        chosen.setdefault("intra_op_num_threads", str(candidate.threads))
-    return chosen
+def _assistants(candidate: Candidate) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers that take what the candidate's leaves; none where it must run everything."""
+    if dict(candidate.session_options).get("session.disable_cpu_ep_fallback") == "1":
+        return []
+    available = onnxruntime.get_available_providers()
+    helpers = provider_of(candidate.provider, candidate.runtime).assisted_by
+    return [(helper, {}) for helper in helpers if helper in available]
 
 
 def _check_options(candidate: Candidate) -> None:
     """Refuse options that the provider would pass over in silence: a typing error must not look like a measurement."""
-    known = provider_of(candidate.provider).known_options
-    unknown = [name for name, _ in candidate.options if known is not None and name not in known]
-    if unknown:
+    if unknown := unknown_options(candidate):
+        row = provider_of(candidate.provider, candidate.runtime)
         raise CandidateError(
             f"{candidate.provider} has no option {', '.join(unknown)}, and would ignore it",
-            hint=f"it has: {', '.join(sorted(known or ())) or 'none'} ({provider_of(candidate.provider).document})",
+            hint=f"it has: {', '.join(sorted(row.known_options or ())) or 'none'} ({row.document})",
         )
 
 
@@ -198,7 +192,7 @@ def _check_provider(providers: Sequence[str], assignment: Assignment, candidate:
     taken = sum(assignment.nodes.values())
     if candidate.provider not in providers or (taken and not assignment.nodes.get(candidate.provider)):
         raise CandidateError(
-            f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes)}",
+            f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes) or 'the CPU'}",
             where=str(path),
             hint="the driver's own words are in the log; install the driver, or take the provider out of the profile",
         )

@@ -92,7 +92,7 @@ def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT]) -> Se
         BundleError: the model is none.
         CandidateError: the provider cannot run it, prepared or not.
     """
-    provider = provider_of(candidate.provider)
+    provider = provider_of(candidate.provider, candidate.runtime)
     if provider.keeps == "nothing":
         return make(AS_IT_IS)
     index = read_whole(folder)
@@ -212,6 +212,7 @@ def _drafting(folder: Path, provider: Provider) -> Variation:
                 "ep.context_enable": "1",
                 "ep.context_file_path": str(folder / MODEL),
                 "ep.context_embed_mode": "0",
+                "ep.context_model_external_initializers_file_name": WEIGHTS,  # of the nodes that are left to others
             }
             return Variation(session_options=entries, is_draft=True)
         case _:

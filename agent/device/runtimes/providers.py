@@ -7,12 +7,17 @@ here, each row with the vendor's or ONNX Runtime's document. Options that make a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from agent.device.facts import BUILT_IN
+from agent.device.plan import Candidate
+
 CPU_PROVIDER = "CPUExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 
 NO_PROVIDERS = frozenset({"AzureExecutionProvider"})
 """In the list of every wheel, but no device of this machine: it calls a web service."""
@@ -40,21 +45,53 @@ class Provider:
     """For `cache-folder`: the options that switch the cache on; `{folder}` stands for the folder."""
     known_options: frozenset[str] | None = None
     """Every option it has, for one that ignores names it does not know; None for one that refuses them by itself."""
+    is_plugin: bool = False
+    """The row is for the plugin of a provider whose classic form, inside a wheel, differs."""
     library: str = ""
     """A part of its plugin's file name by which it is recognised, where the provider takes its name from the registration."""
-
-    def selecting(self, device_type: str, options: Mapping[str, str]) -> dict[str, str]:
-        """Return `options` with those that select the device type, where they say nothing else."""
-        return {**self.devices.get(device_type, {}), **options}
+    assisted_by: tuple[str, ...] = ()
+    """Providers of the same wheel that take the nodes that it leaves, before the CPU does."""
 
     def caching_in(self, folder: Path) -> dict[str, str]:
         """Return the options for the provider's own cache."""
         return {name: value.format(folder=folder) for name, value in self.cache_options.items()}
 
 
-def provider_of(name: str) -> Provider:
+def provider_of(name: str, runtime: str = BUILT_IN) -> Provider:
     """Return what is known of a provider; for one that is not in the table, nothing but its name."""
-    return _BY_NAME.get(name) or Provider(name, document="", devices={})
+    is_plugin = runtime.startswith("plugin:")
+    row = _ROWS.get((name, is_plugin)) or _ROWS.get((name, not is_plugin))
+    return row or Provider(name, document="", devices={})
+
+
+def options_for(candidate: Candidate) -> dict[str, str]:
+    """Return a candidate's options with those that select its device and, for a pool of the provider's own, its threads.
+
+    What the candidate says itself stays as it is.
+    """
+    row = provider_of(candidate.provider, candidate.runtime)
+    options = {**row.devices.get(candidate.device_type, {}), **dict(candidate.options)}
+    if candidate.provider in OWN_THREADS:
+        options.setdefault("intra_op_num_threads", str(candidate.threads))
+    if candidate.provider == OPENVINO and candidate.device_type == "cpu":
+        options["load_config"] = _with_threads(options.get("load_config", "{}"), candidate.threads)
+    return options
+
+
+def _with_threads(load_config: str, threads: int) -> str:
+    """Add the number of threads to OpenVINO's configuration: it takes all cores otherwise. A file's path stays a path."""
+    try:
+        config = json.loads(load_config)
+        config.setdefault("CPU", {}).setdefault("INFERENCE_NUM_THREADS", str(threads))
+    except (ValueError, AttributeError):
+        return load_config
+    return json.dumps(config)
+
+
+def unknown_options(candidate: Candidate) -> list[str]:
+    """Return the names among a candidate's options that its provider would pass over in silence."""
+    known = provider_of(candidate.provider, candidate.runtime).known_options
+    return [] if known is None else [name for name, _ in candidate.options if name not in known]
 
 
 def known_devices(name: str) -> tuple[str, ...]:
@@ -85,17 +122,26 @@ TABLE: tuple[Provider, ...] = (
         known_options=frozenset(),
     ),
     Provider(
-        "OpenVINOExecutionProvider",
+        OPENVINO,
         document=_ORT + "OpenVINO-ExecutionProvider.html",
-        # The plugin is given a device and refuses `device_type`; `ortsession` leaves it out there.
         devices={
             "npu": {"device_type": "NPU"},
             "gpu": {"device_type": "GPU"},
             "cpu": {"device_type": "CPU"},
         },
-        # EPContext models are for its NPU and GPU only; the cache of compiled blobs is for all three.
+        # Its EPContext models of the CPU do not load again (seen with 1.24.1).
         keeps="cache-folder",
         cache_options={"cache_dir": "{folder}"},
+    ),
+    Provider(
+        OPENVINO,
+        document="https://pypi.org/project/onnxruntime-ep-openvino/",
+        is_plugin=True,
+        devices={"npu": {}, "gpu": {}, "cpu": {}},
+        keeps="ep-context",
+        # Those of the library (1.8.1). It ignores the classic ones, such as `precision` and `num_of_threads`, with a warning that
+        # tells how `load_config` says the same.
+        known_options=_names("load_config reshape_input enable_causallm hint_enable_gqa dump_subgraphs"),
     ),
     Provider(
         "QNNExecutionProvider",
@@ -138,7 +184,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         "DmlExecutionProvider",
         document=_ORT + "DirectML-ExecutionProvider.html",
-        devices={"gpu": {}, "npu": {"device_filter": "npu"}},
+        devices={"gpu": {}},  # an NPU only where ONNX Runtime lists it
         known_options=frozenset(
             {
                 "device_id",
@@ -158,6 +204,7 @@ TABLE: tuple[Provider, ...] = (
         # Not the timing cache: TensorRT rewrites it, and the engine alone is what takes minutes.
         keeps="cache-folder",
         cache_options={"trt_engine_cache_enable": "1", "trt_engine_cache_path": "{folder}"},
+        assisted_by=("CUDAExecutionProvider",),
     ),
     Provider(
         "NvTensorRTRTXExecutionProvider",
@@ -189,7 +236,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         "XnnpackExecutionProvider",
         document=_ORT + "Xnnpack-ExecutionProvider.html",
-        devices={"cpu": {}},  # `ortsession` gives it the candidate's threads: it has a pool of its own
+        devices={"cpu": {}},
         known_options=frozenset({"intra_op_num_threads"}),
     ),
     Provider(
@@ -224,4 +271,4 @@ TABLE: tuple[Provider, ...] = (
     ),
 )
 
-_BY_NAME = {provider.name: provider for provider in TABLE}
+_ROWS = {(provider.name, provider.is_plugin): provider for provider in TABLE}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,14 @@ import pytest
 from agent.device.plan import Candidate
 from agent.device.runtimes import ortdevices, ortsession
 from agent.device.runtimes.catalogue import open_runtime
-from agent.device.runtimes.providers import TABLE, known_devices, provider_of, registration_name
+from agent.device.runtimes.providers import (
+    TABLE,
+    Provider,
+    known_devices,
+    options_for,
+    registration_name,
+    unknown_options,
+)
 from agent.device.runtimes.runtime import Opening
 from agent.errors import CandidateError
 
@@ -48,8 +56,8 @@ def test_device_is_described_by_what_stays() -> None:
     assert (described.driver_version, described.library_version, described.runtime) == ("", "1.8.1", "plugin:x")
 
 
-@pytest.mark.parametrize("provider", TABLE, ids=lambda each: each.name)
-def test_table_names_its_sources_and_is_whole(provider: ortsession.Any) -> None:
+@pytest.mark.parametrize("provider", TABLE, ids=lambda each: f"{each.name}{each.is_plugin}")
+def test_table_names_its_sources_and_is_whole(provider: Provider) -> None:
     assert provider.name.endswith("ExecutionProvider")
     assert provider.document.startswith("https://")
     assert set(provider.devices) <= {"cpu", "gpu", "npu"}
@@ -60,12 +68,54 @@ def test_table_names_its_sources_and_is_whole(provider: ortsession.Any) -> None:
 
 
 def test_candidates_own_options_win_over_the_tables() -> None:
-    qnn = provider_of("QNNExecutionProvider")
-    assert qnn.selecting("npu", {}) == {"backend_type": "htp"}
-    assert qnn.selecting("npu", {"backend_type": "gpu", "soc_model": "60"}) == {
-        "backend_type": "gpu",
-        "soc_model": "60",
-    }
+    npu = Candidate("QNNExecutionProvider", "npu", "int8", 1)
+    assert options_for(npu) == {"backend_type": "htp"}
+    own = (("backend_type", "gpu"), ("soc_model", "60"))
+    assert options_for(replace(npu, options=own)) == dict(own)
+
+
+@pytest.mark.parametrize(
+    ("load_config", "expected"),
+    [
+        pytest.param(None, {"CPU": {"INFERENCE_NUM_THREADS": "3"}}, id="nothing said"),
+        pytest.param(
+            '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}, "AUTO": {}}',
+            {"CPU": {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "3"}, "AUTO": {}},
+            id="something else said",
+        ),
+        pytest.param('{"CPU": {"INFERENCE_NUM_THREADS": "1"}}', {"CPU": {"INFERENCE_NUM_THREADS": "1"}}, id="said"),
+    ],
+)
+def test_openvino_keeps_to_the_candidates_threads(load_config: str | None, expected: dict[str, object]) -> None:
+    """Left alone it takes every core, whatever share of them this model has."""
+    said = (("load_config", load_config),) if load_config else ()
+    options = options_for(Candidate("OpenVINOExecutionProvider", "cpu", "fp32", 3, said))
+    assert json.loads(options["load_config"]) == expected
+
+
+def test_openvino_reads_a_configuration_file_as_it_is() -> None:
+    said = (("load_config", "/etc/openvino.json"),)
+    options = options_for(Candidate("OpenVINOExecutionProvider", "cpu", "fp32", 3, said))
+    assert options["load_config"] == "/etc/openvino.json"
+
+
+def test_plugin_and_classic_form_of_a_provider_differ() -> None:
+    """OpenVINO's plugin is given a device, and ignores the options that the classic wheel takes for it."""
+    classic = Candidate("OpenVINOExecutionProvider", "npu", "int8", 1, (("precision", "FP16"),))
+    plugin = replace(classic, runtime="plugin:onnxruntime_ep_openvino")
+    assert options_for(classic)["device_type"] == "NPU"
+    assert "device_type" not in options_for(plugin)
+    assert (unknown_options(classic), unknown_options(plugin)) == ([], ["precision"])
+
+
+def test_tensorrt_leaves_the_rest_to_cuda_unless_it_must_run_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each node on the CPU between two engines costs two copies over the bus."""
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    candidate = Candidate("TensorrtExecutionProvider", "gpu", "fp16", 1)
+    assert ortsession._assistants(candidate) == [("CUDAExecutionProvider", {})]
+    required = replace(candidate, session_options=(("session.disable_cpu_ep_fallback", "1"),))
+    assert ortsession._assistants(required) == []
 
 
 def test_provider_that_takes_its_name_from_the_registration_gets_its_own() -> None:
@@ -86,7 +136,7 @@ def test_option_that_a_provider_would_ignore_is_refused(cpu: Candidate, small_mo
 def test_pool_of_a_providers_own_gets_the_candidates_threads() -> None:
     """Two pools of all cores would fight: XNNPACK's document asks for one thread in ONNX Runtime's."""
     candidate = Candidate("XnnpackExecutionProvider", "cpu", "fp32", 3)
-    assert ortsession._provider_options(candidate, ortsession.Selection()) == {"intra_op_num_threads": "3"}
+    assert options_for(candidate) == {"intra_op_num_threads": "3"}
     assert ortsession._session_options(candidate, ortsession.AS_IT_IS).intra_op_num_threads == 1
 
 

@@ -1,0 +1,127 @@
+"""Whether a variant is good enough: its answers on the golden samples against fp32's, by the task's metric.
+
+Takes staged variants; gives an `Attempt` for each: what it lost, and why it is refused where it is. fp32 and the
+variant answer through the agent's own inference, as on a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.bundle.manifest import Accuracy, Decoder, Manifest, Variant
+from agent.errors import BundleError, CandidateError
+from agent.inference.answers import Answer, Detections
+from agent.inference.model import Model
+from agent.sources.sample import Sample
+from bundles import accuracy, evaluate
+from bundles.samples import SampleFile
+
+FUSED_DEVIATION = 1e-4
+"""fp32-fused computes the same in another order: this share of an output's largest value."""
+FP16_DEVIATION = 0.02
+"""fp16 keeps three digits a step; more than this share of an output's largest value is overflow or cancellation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One way of making a variant, judged. `failure` says why it is not good enough; None: it is."""
+
+    variant: Variant
+    accuracy: Accuracy | None
+    failure: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the model file."""
+        return self.variant.model.size_bytes
+
+
+class Judge:
+    """Compares variants of one bundle with its fp32.
+
+    Args:
+        folder: The staged bundle.
+        manifest_of: Gives a manifest of the bundle that holds one variant only.
+        fp32: The reference.
+        decoder: For thresholds and labels.
+        golden: The samples, with or without their truth.
+        gate: The largest drop of the metric.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest_of: Callable[[Variant], Manifest],
+        fp32: Model,
+        *,
+        decoder: Decoder,
+        golden: Sequence[SampleFile],
+        gate: float,
+    ) -> None:
+        self._folder, self._manifest_of = folder, manifest_of
+        self._fp32, self._decoder, self._golden, self._gate = fp32, decoder, golden, gate
+        self._truth = [sample.truth for sample in golden]
+        self.has_truth = accuracy.uses_truth(self._truth, decoder)
+        self.reference = [self._answer(fp32, sample) for sample in golden]
+        """What fp32 answers, at the bundle's own threshold."""
+        uses_map = self.has_truth and decoder.model_type not in {"classify", "anomaly"}
+        self._min_score = accuracy.MAP_MIN_SCORE if uses_map else None
+        self._compared = self.reference
+        if uses_map:
+            self._compared = [self._answer(fp32, sample, self._min_score) for sample in golden]
+
+    @property
+    def sees_nothing(self) -> bool:
+        """Whether nothing could be lost: fp32 finds nothing, and there is no truth."""
+        return not self.has_truth and all(
+            isinstance(answer, Detections) and not len(answer) for answer in self.reference
+        )
+
+    def accuracy_of(self, variant: Variant) -> Accuracy:
+        """Return a variant's result.
+
+        Raises:
+            CandidateError: its answers are no answers.
+        """
+        model = self._open(variant)
+        answers = [self._answer(model, sample, self._min_score) for sample in self._golden]
+        return accuracy.judge(self._compared, answers, self._truth, self._decoder, self._gate)
+
+    def attempt(self, variant: Variant) -> Attempt:
+        """Judge one way of making a variant; answers that are no answers are a failure of this way only."""
+        try:
+            result = self.accuracy_of(variant)
+        except CandidateError as error:
+            return Attempt(variant, None, error.message)
+        if result.drop <= result.gate:
+            return Attempt(variant, result, None)
+        return Attempt(
+            variant, result, f"{result.metric} drops by {result.drop:.4g}, its gate allows {result.gate:.4g}"
+        )
+
+    def require_near(self, variant: Variant, samples: Sequence[Sample], allowed: float) -> float:
+        """Compare a variant's raw outputs with fp32's; return the largest difference as a share of an output's peak.
+
+        Raises:
+            CandidateError: it is more than `allowed`.
+        """
+        found = evaluate.deviation(self._fp32, self._open(variant), samples)
+        if found > allowed:
+            raise CandidateError(
+                f"its outputs differ from fp32's by {found:.2g} of their largest value; {allowed:g} is allowed"
+            )
+        return found
+
+    def _open(self, variant: Variant) -> Model:
+        return evaluate.open_staged(self._folder, self._manifest_of(variant), variant.name)
+
+    def _answer(self, model: Model, sample: SampleFile, min_score: float | None = None) -> Answer:
+        try:
+            return evaluate.answer(model, sample.read(), min_score)
+        except CandidateError as error:
+            if model is not self._fp32:
+                raise
+            message = f"fp32 cannot answer this golden sample: {error.message}"
+            raise BundleError(message, where=str(sample.path), hint=error.hint) from error
