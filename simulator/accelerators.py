@@ -42,7 +42,7 @@ from simulator.hardware import (
 
 CPU = "CPUExecutionProvider"
 REPLACES = ("replaces", BUILT_IN)
-"""Metadata of a device that stands in for the built-in runtime's: the probe then leaves those out."""
+"""Metadata of a device that stands in for the built-in runtime's of its provider and type: the probe leaves that out."""
 COMPILED = "virtual-compiled.bin"
 """What compiling leaves in the prepared folder."""
 NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")

@@ -75,7 +75,7 @@ DEVICES: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "Wrong": ({"wrong_results": "negated"}, "wrong", r"agrees with the golden answers by 0\.000; at least 0\.990"),
     "Undefined": ({"wrong_results": "nan"}, "failed", "NaN|no numbers|not finite"),
     "Scattered": ({"supported_ops": ["Softmax", "Conv", "FusedConv"]}, "misplaced", rf"only 20% .*{CPU} 4, \w+ 1"),
-    "Slow": ({"run_ms": 60}, "slow", r"worse than the CPU: p99 6\d\.\d\d ms, where CPU fp32 ×1 has 3\d\.\d\d ms"),
+    "Slow": ({"run_ms": 60}, "slow", r"worse than the CPU: (p99|median) \d+\.\d\d ms, where CPU fp32 ×1 has \d+\.\d\d ms"),
     "Greedy": ({"leaks_mb": 20}, "memory", r"MiB.*limit is 400 MiB|400 MiB"),
     "Dying": ({"dies_after": 20}, "failed", "Dying failed while running: the device does not answer any more"),
     "Fragile": ({"crashes_after": 20}, "failed", "SIGABRT.*Fragile: the driver crashed"),
@@ -303,16 +303,17 @@ def test_run_on_decides_where_it_runs_if_anything_there_passes(board: Board) -> 
     plan = board.plan()
     assert (plan.requested, plan.fallback) == ("gpu", None)
     assert plan.reason.startswith("`run_on: gpu` was asked for.")
-    assert [each.provider for each in plan.ranked][:2] == [SPARE, SWIFT]
+    assert board.outcome(SWIFT).refusal == "not measured: `run_on: gpu` was asked for, and passed"
     board.stop()
 
 
 def test_objectives_choose_differently_on_the_same_hardware(board: Board) -> None:
     """The fastest alone, the most at a time, and the one that leaves the host asleep are three devices."""
     board.declare(
-        device("Quick", 6, cpu_ms=5),
-        device("Wide", 14, cpu_ms=2, parallel=4, device_type="gpu"),
-        device("Calm", 10, device_type="npu"),
+        device("Quick", 10, cpu_ms=4),
+        device("Wide", 25, cpu_ms=1, parallel=4, device_type="gpu"),
+        device("Calm", 25),
+        cpu={"run_ms": 50, "cpu_ms": 12},
     )
     board.try_on((ep("Quick"), "npu"), (ep("Wide"), "gpu"), (ep("Calm"), "npu"))
     bundle = str(board.bundle())
