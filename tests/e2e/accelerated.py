@@ -130,6 +130,7 @@ class Board:
         options: Sequence[str] = (),
     ) -> None:
         """Start the agent; one model with one camera where nothing else is given."""
+        self.info, self.conditions = {}, {}
         config = self.holdfast.write_config(
             device={
                 "name": DEVICE,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -122,7 +123,7 @@ def test_the_fastest_that_answers_right_is_chosen_and_the_rest_are_ranked(planne
     plan = planned.plan()
     assert [each.provider for each in plan.ranked] == [SWIFT, ep("Partial"), CPU]
     assert plan.chosen.provider == SWIFT
-    assert re.search(r"Swift npu fp32 has the lowest p99, \d+\.\d\d ms; next is Partial npu fp32 with", plan.reason)
+    assert re.match(r"Swift npu fp32 has the lowest p99, \d+\.\d\d ms; next is ", plan.reason)
 
 
 def test_partial_placement_is_counted(planned: Board) -> None:
@@ -167,7 +168,9 @@ def test_cpu_serves_while_the_accelerator_compiles_and_then_is_swapped(board: Bo
     board.start()
     board.until(lambda: len(board.providers()) > before, "events after the second start")
     assert set(board.providers()[before:]) == {SWIFT}
+    board.until(lambda: bool(board.model().get("actual")), "word of what runs")
     assert board.model()["actual"]["was_prepared"] is True
+    board.stop()
 
 
 # -- running -----------------------------------------------------------------------------------------------------------------
@@ -191,7 +194,7 @@ def test_unplugged_device_is_left_at_once_and_taken_back_later(board: Board, pri
     board.until(lambda: f"accelerator-degraded/{MODEL}" not in board.conditions, "the condition's end")
     nothing_is_lost(board)
     made_by = board.providers()
-    printer(f"events: {len(made_by)}, lost: 0 (by {' '.join(dict.fromkeys(made_by))})")
+    printer(f"events: {len(made_by)}, lost: 0, by {', then '.join(provider for provider, _ in groupby(made_by))}")
     assert CPU not in made_by[made_by.index(SWIFT) :], "the next best was there: there was no need for the processor"
 
 
@@ -310,19 +313,23 @@ def test_run_on_decides_where_it_runs_if_anything_there_passes(board: Board) -> 
 def test_objectives_choose_differently_on_the_same_hardware(board: Board) -> None:
     """The fastest alone, the most at a time, and the one that leaves the host asleep are three devices."""
     board.declare(
-        device("Quick", 10, cpu_ms=4),
-        device("Wide", 25, cpu_ms=1, parallel=4, device_type="gpu"),
-        device("Calm", 25),
-        cpu={"run_ms": 50, "cpu_ms": 12},
+        device("Quick", 12, cpu_ms=2),
+        device("Wide", 28, cpu_ms=0.5, parallel=4, device_type="gpu"),
+        device("Calm", 40),
+        cpu={"run_ms": 60, "cpu_ms": 15},
     )
     board.try_on((ep("Quick"), "npu"), (ep("Wide"), "gpu"), (ep("Calm"), "npu"))
     bundle = str(board.bundle())
-    objectives = ("latency", "throughput", "power")
+    objectives = {"latency": 1, "throughput": 4, "power": 1}
     board.start(
         models={each: {"bundle": bundle, "objective": each} for each in objectives},
-        cameras={f"{each}-{number}": board.camera(model=each) for each in objectives for number in range(4)},
+        cameras={
+            f"{each}-{number}": board.camera(model=each, pace="own", fps=4)
+            for each, cameras in objectives.items()
+            for number in range(cameras)
+        },
     )
-    board.until(lambda: len(board.plans()) == 3, "three plans", within_s=90)
+    board.until(lambda: len(board.plans()) == 3, "three plans", within_s=180)
     chosen = {plan.demand.objective: plan.chosen.provider for plan in board.plans()}
     assert chosen == {"latency": ep("Quick"), "throughput": ep("Wide"), "power": ep("Calm")}
     board.stop()
