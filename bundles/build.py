@@ -285,7 +285,9 @@ class _Build:
         """Return the variant's model, and what is to be said about it."""
         model, settings = self._repaired.model, self._recipe.recipe.quantize
         if name == "fp16":
-            return precision.fp16(model, self._kept), ""
+            large = precision.overflowing(model, [self._model.prepare(sample) for sample in self._compared()])
+            note = f"{len(large)} nodes stay in float32, where values pass what float16 holds; " if large else ""
+            return precision.fp16(model, self._kept | large), note
         if name == "int4":
             return precision.int4(model, settings.int4, self._kept), ""
         if name == "int8-dynamic":

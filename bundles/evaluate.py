@@ -54,13 +54,15 @@ def load(path: Path, variant: str) -> Session:
 
 
 def open_staged(folder: Path, manifest: Manifest, variant: str) -> Model:
-    """Open one variant of a bundle that is being made.
+    """Open one variant of a bundle that is being made; where its shape may vary, run it at both ends.
 
     Raises:
-        CandidateError: the runtime cannot load it.
+        CandidateError: the runtime cannot load it, or it fails at an end.
         BundleError: decoder or input do not fit it.
     """
-    return open_model(Bundle(folder, manifest, digest=""), candidate(variant))
+    model = open_model(Bundle(folder, manifest, digest=""), candidate(variant))
+    model.run_bounds()
+    return model
 
 
 def feeds(model: Model, samples: Sequence[SampleFile]) -> Iterator[Mapping[str, NDArray[Any]]]:

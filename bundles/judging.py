@@ -115,9 +115,7 @@ class Judge:
         return found
 
     def _open(self, variant: Variant) -> Model:
-        model = evaluate.open_staged(self._folder, self._manifest_of(variant), variant.name)
-        model.run_bounds()
-        return model
+        return evaluate.open_staged(self._folder, self._manifest_of(variant), variant.name)
 
     def _answer(self, model: Model, sample: SampleFile, min_score: float | None = None) -> Answer:
         try:

@@ -125,7 +125,7 @@ def requested(facts: Facts, profile: Profile, demand: Demand) -> str:
     """Return what was asked for; where nothing was, the profile's first accelerator that this device has, else the CPU."""
     if demand.run_on != "auto":
         return demand.run_on
-    here = {(device.provider, device.device_type) for device in facts.ep_devices}
+    here = {(device.provider, device.device_type) for device in facts.devices_here}
     accelerators = (
         f"{spec.provider} {spec.device_type}"
         for spec in profile.candidates

@@ -169,13 +169,18 @@ class Facts:
         )
 
     @property
-    def unusable_devices(self) -> tuple[EpDevice, ...]:
-        """Those on which nothing runs though they should: it is said why.
+    def devices_here(self) -> tuple[EpDevice, ...]:
+        """Those of `ep_devices` that are here, whether or not they can be used.
 
         A provider of the older kind tells no devices, so that all it could drive are tried: a GPU or an NPU that it cannot use
-        and that nobody else has seen either is not there, and nothing is missing.
+        and that nobody else has seen either is not here, and nothing is missing.
         """
-        return tuple(each for each in self.ep_devices if each.unusable is not None and self._is_really_there(each))
+        return tuple(each for each in self.ep_devices if each.unusable is None or self._is_really_there(each))
+
+    @property
+    def unusable_devices(self) -> tuple[EpDevice, ...]:
+        """Those on which nothing runs though they should: it is said why."""
+        return tuple(each for each in self.devices_here if each.unusable is not None)
 
     def _is_really_there(self, device: EpDevice) -> bool:
         was_listed = bool(device.vendor or device.name or device.metadata)

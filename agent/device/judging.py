@@ -8,7 +8,7 @@ the CPU is said last, of those that passed (`slower_than_cpu`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from agent.bundle.manifest import Manifest
 from agent.device.objective import FEWEST_FOR_P99, Yardstick
@@ -109,7 +109,7 @@ def _not_worse(outcome: Outcome, outcomes: Sequence[Outcome], demand: Demand) ->
     if not plain:
         return outcome
     yardstick = Yardstick.of(demand, [measured, *(of_cpu for _, of_cpu in plain)])
-    best, of_best = min(plain, key=lambda pair: yardstick.figure(pair[1]))
+    best, of_best = min(plain, key=lambda pair: (yardstick.figure(pair[1]), astuple(pair[0])))
     if yardstick.figure(measured) <= yardstick.still_equal(yardstick.figure(of_best)):
         return outcome
     text = (

@@ -6,6 +6,7 @@ Takes an opened model; gives an agreement from 0 to 1 and inputs to measure with
 from __future__ import annotations
 
 import contextlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ MOST_INPUTS = 16
 SEED = 7
 """The same noise in every trial."""
 NOISE_SAMPLES = 4
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 
 
 def against_golden(
@@ -85,7 +87,7 @@ def write_reference(path: Path, outputs: Sequence[Tensors]) -> None:
 
 def against_reference(path: Path, outputs: Sequence[Tensors]) -> float | None:
     """Return how far raw outputs agree with those kept: the worst tensor's; None where there are none to compare with."""
-    with contextlib.suppress(OSError, ValueError), np.load(path, allow_pickle=False) as kept:
+    with contextlib.suppress(*_UNREADABLE), np.load(path, allow_pickle=False) as kept:
         return min(
             (
                 _alike(kept[f"{number} {name}"], array)

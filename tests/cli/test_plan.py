@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 
 from agent.bundle.finding import find_bundle
 from agent.cli.plan import app
+from agent.device.plan import Demand
+from agent.device.planstore import PlanStore, from_json
 from agent.errors import CandidateError, OperatorError
 
 
@@ -24,7 +27,7 @@ def plan(tmp_path):
     return run
 
 
-def test_measure_then_explain_then_show(plan, make_tiny_bundle, tiny_classifier):
+def test_measure_then_explain_then_show(plan, make_tiny_bundle, tiny_classifier, tmp_path):
     """Every number and every refusal is on the table, and the stored plan is the measured one."""
     bundle = str(make_tiny_bundle({"fp32": tiny_classifier(), "int8": tiny_classifier(gain=-1.0)}))
 
@@ -39,6 +42,7 @@ def test_measure_then_explain_then_show(plan, make_tiny_bundle, tiny_classifier)
     assert measured["reason"].split(";")[0] in explained.stdout
     assert measured["fingerprint"] in explained.stdout
     assert plan("show", "--bundle", bundle).stdout.startswith("CPU fp32 ×")
+    assert (tmp_path / "state" / "prepared").is_dir()
 
 
 def test_show_without_a_plan_says_how_to_get_one(plan, make_tiny_bundle):
@@ -57,14 +61,32 @@ def test_nothing_that_runs_lists_each_refusal(plan, make_tiny_bundle):
     assert "not a whole, valid ONNX model" in str(error)
 
 
-def test_a_narrow_terminal_loses_no_refusal(plan, make_tiny_bundle):
-    """Over a serial console there are 80 columns."""
+def test_a_plan_for_another_demand_stands_beside_the_first(plan, make_tiny_bundle, tmp_path):
+    """Four cameras that share a model want another plan than one; `explain` shows the newest and names the other."""
     bundle = str(make_tiny_bundle())
-    plan("measure", "--bundle", bundle)
+    demand = ("--objective", "throughput", "--streams", "2", "--cores", "1", "--run-on", "cpu")
 
-    text = "".join(plan("explain", "--bundle", bundle, width=80).stdout.split())
+    measured = json.loads(plan("measure", "--bundle", bundle, *demand, "--json").stdout)
+    older = replace(from_json(json.dumps(measured)), demand=Demand(), made_at="2026-01-01T00:00:00Z")
+    PlanStore(tmp_path / "state" / "plans").save(older)
+    explained = " ".join(plan("explain", "--bundle", bundle, width=80).stdout.split())
 
-    assert "int8-dynamicvariant" in text
+    wanted = {"objective": "throughput", "streams": 2, "cores": 1, "run_on": "cpu", "is_required": False}
+    assert measured["demand"] == wanted
+    assert {each["candidate"]["threads"] for each in measured["outcomes"]} == {1}
+    assert "Runs/s" in explained
+    assert "for throughput of 2 streams with 1 core on cpu" in explained
+    assert "Also stored: for latency, " in explained
+    assert "refused: the bundle has no int8-dynamic variant" in explained
+
+
+@pytest.mark.parametrize(("option", "value"), [("--objective", "speed"), ("--run-on", "the gpu")])
+def test_words_that_are_not_known_are_refused_before_anything_is_measured(plan, make_tiny_bundle, option, value):
+    """A typing error must not cost a minute, and end in a plan that nobody finds."""
+    error = plan("measure", "--bundle", str(make_tiny_bundle()), option, value).exception
+
+    assert isinstance(error, OperatorError)
+    assert value in str(error)
 
 
 def test_a_shipped_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):

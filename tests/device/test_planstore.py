@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from agent.device.plan import Candidate, Measurement, Outcome, Plan
+from agent.device.plan import Candidate, Demand, Measurement, Outcome, Plan
 from agent.device.planstore import PlanStore
 
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 2, options=(("a", "b"),))
@@ -57,3 +60,30 @@ def test_a_plan_under_the_wrong_name_is_set_aside(tmp_path):
     (tmp_path / f"{PLAN.key}.json").rename(tmp_path / "other.json")
 
     assert PlanStore(tmp_path).load("other") is None
+
+
+def test_a_plan_of_another_format_is_set_aside_quietly(tmp_path, caplog):
+    """Every update of Holdfast would else raise an alarm on every device; nothing is damaged."""
+    store, path = PlanStore(tmp_path), tmp_path / f"{PLAN.key}.json"
+    store.save(PLAN)
+    older = {
+        key: value for key, value in json.loads(path.read_text()).items() if key not in ("format", "ranked", "demand")
+    }
+    path.write_text(json.dumps(older))
+
+    assert store.load(PLAN.key) is None
+    assert caplog.text == ""
+    assert json.loads(path.with_name(f"{path.name}.old").read_text()) == older
+
+
+def test_plans_for_other_demands_lie_beside_each_other(tmp_path):
+    """`plan explain` shows the newest and names the others."""
+    store = PlanStore(tmp_path)
+    newer = replace(PLAN, demand=Demand(objective="throughput", streams=4), made_at="2026-11-21T09:00:00Z")
+    for plan in (PLAN, newer, replace(PLAN, bundle_digest="e" * 64)):
+        store.save(plan)
+    (tmp_path / f"{PLAN.fingerprint}-{PLAN.bundle_digest[:16]}-damaged.json").write_text("{")
+
+    assert store.of(PLAN.fingerprint, PLAN.bundle_digest) == [newer, PLAN]
+    assert store.load(PLAN.key) == PLAN
+    assert store.load(newer.key) == newer

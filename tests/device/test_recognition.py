@@ -17,7 +17,7 @@ PLAIN = (
     "candidates:\n  - provider: CPUExecutionProvider\n    variants: [fp32]\n"
 )
 FAST = (
-    "name: fast\ndescription: with an X\nmatch: {provider: XExecutionProvider}\n"
+    "name: fast\ndescription: with an X\naccelerator: XExecutionProvider\n"
     "candidates:\n  - provider: XExecutionProvider\n    device_type: npu\n    variants: [fp32]\n"
 )
 
@@ -45,7 +45,7 @@ def test_a_profiles_own_runtimes_are_asked_and_may_change_the_profile(asked):
     """Which profile fits is known after a first look only; what its plugin shows is looked at again."""
     facts, selection = recognise()
 
-    assert selection.profile.name == "fast"
+    assert selection.profile.name == "plain+fast"
     assert [each.provider for each in facts.ep_devices] == ["CPUExecutionProvider", "XExecutionProvider"]
     assert len(asked) == 2
     assert set(asked[0]) < set(asked[1])

@@ -17,7 +17,7 @@ from agent.childprocess import command_line
 from agent.clock import SystemClock
 from agent.device.plan import Candidate
 from agent.device.profile import Limits
-from agent.trial.running import STOPPED, run_trial
+from agent.trial.running import STOPPED, Ask, run_trial
 
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
 
@@ -34,8 +34,20 @@ def pretend(tmp_path, monkeypatch):
     return use
 
 
-def trial(folder: Path, candidate: Candidate = CPU, stop: threading.Event | None = None, **limits: float):
-    return run_trial(folder, candidate, Limits(**limits), stop or threading.Event())
+NPU = Candidate("XExecutionProvider", "npu", "fp32", 1)
+LOADED = "print(json.dumps({'is': 'loaded'}), flush=True)\n"
+
+
+def trial(
+    folder: Path,
+    candidate: Candidate = CPU,
+    stop: threading.Event | None = None,
+    *,
+    ask: Ask | None = None,
+    loaded: Callable[[], None] = lambda: None,
+    **limits: float,
+):
+    return run_trial(folder, candidate, Limits(**limits), stop or threading.Event(), ask=ask, loaded=loaded)
 
 
 def test_measures_a_real_bundle_and_agrees_with_its_golden_answers(make_tiny_bundle):
@@ -62,12 +74,91 @@ def test_a_variant_with_other_answers_shows_in_the_agreement(make_tiny_bundle, t
     assert outcome.measurement.golden_agreement == 0.0
 
 
-def test_a_bundle_without_golden_samples_is_measured_on_a_blank_picture(make_tiny_bundle):
+def test_a_bundle_without_golden_samples_is_measured_on_noise(make_tiny_bundle):
     """A bundle made from a bare model file has no golden samples and must still get a plan."""
     outcome = trial(make_tiny_bundle(golden=[]))
 
     assert outcome.measurement.golden_agreement is None
     assert outcome.measurement.runs >= 30
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "least", "most"),
+    [
+        pytest.param("error: 0", 0.999, 1.0, id="the same"),
+        pytest.param("error: 0.037", 0.9, 0.995, id="bf16"),
+        pytest.param("wrong_results: negated", 0.0, 0.0, id="negated"),
+        pytest.param("wrong_results: zeros", 0.0, 0.0, id="zeros"),
+    ],
+)
+def test_without_golden_samples_raw_outputs_are_compared_with_the_plain_cpus(
+    make_tiny_bundle, tmp_path, spoilt, least, most
+):
+    """A provider that computes nonsense must not pass because the bundle's maker had no samples."""
+    npu = "{provider: VirtualNpuExecutionProvider, name: npu, run_ms: 1, " + spoilt + "}"
+    (tmp_path / "hardware.yaml").write_text(f"accelerators: [{npu}]\n")
+    candidate = Candidate(
+        "VirtualNpuExecutionProvider", "npu", "fp32", 1, runtime=f"virtual:{tmp_path / 'hardware.yaml'}"
+    )
+    folder, ask = make_tiny_bundle(golden=[]), Ask(runs=5, reference=tmp_path / "fp32.npz")
+
+    assert trial(folder, ask=ask).measurement.cpu_agreement is None  # it writes what the others are compared with
+    assert least <= trial(folder, candidate, ask=ask).measurement.cpu_agreement <= most
+
+
+def test_what_the_first_trial_prepared_the_next_ones_read(make_tiny_bundle, tmp_path):
+    """Each round of the plan, and the worker, would else compile again: minutes on some accelerators."""
+    folder, ask = make_tiny_bundle(), Ask(runs=20, prepared=tmp_path)
+
+    first, second = trial(folder, ask=ask).measurement, trial(folder, ask=ask).measurement
+
+    assert first.compile_ms == first.load_ms
+    assert second.compile_ms is None
+    assert second.golden_agreement == 1.0
+
+
+def test_streams_share_the_session_and_give_its_throughput(make_tiny_bundle, tiny_classifier):
+    """Several cameras share a model: what counts is how many frames they get done together."""
+    folder = make_tiny_bundle({"fp32": tiny_classifier(pooling_rounds=20)})
+
+    assert trial(folder, ask=Ask(runs=20, seconds=0.2, streams=2)).measurement.runs_per_s > 0
+    assert trial(folder, ask=Ask(runs=20, seconds=0.2)).measurement.runs_per_s is None
+
+
+def test_a_traced_trial_tells_the_share_of_time_by_provider(make_tiny_bundle, tmp_path):
+    """Nine of ten nodes on the accelerator may still be half of the time."""
+    measured = trial(make_tiny_bundle(), ask=Ask(runs=20, trace=tmp_path / "trace")).measurement
+
+    assert measured.time_share == {"CPUExecutionProvider": pytest.approx(1.0)}
+
+
+def test_short_rounds_are_short(make_tiny_bundle, tiny_classifier):
+    """Successive halving lives on it; and a slow model ends its runs by the clock."""
+    assert trial(make_tiny_bundle(), ask=Ask(runs=20, seconds=10)).measurement.runs == 20
+    slow = make_tiny_bundle({"fp32": tiny_classifier(pooling_rounds=200)})
+    assert trial(slow, ask=Ask(runs=20, seconds=0.0)).measurement.runs == 5
+
+
+@pytest.mark.parametrize(("smallest", "is_refused"), [(2, True), (8, False)])
+def test_an_open_shape_is_run_at_both_its_ends(make_tiny_bundle, tiny_classifier, smallest, is_refused):
+    """A provider that compiles for the usual size may fail on the others, which the golden samples never have."""
+    import onnx
+
+    model = onnx.load_from_string(tiny_classifier())
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    del model.graph.node[0].attribute[:]  # no padding: the 3×3 kernel does not fit a picture of 2×2
+    folder = make_tiny_bundle({"fp32": model.SerializeToString()})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    bounds = {"2": [smallest, 64], "3": [smallest, 64]}
+    manifest["variants"][0]["inputs"] = [
+        {"name": "image", "dtype": "float32", "shape": [1, 3, -1, -1], "bounds": bounds},
+    ]
+    (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True, separators=(",", ":")))
+
+    outcome = trial(folder)
+
+    assert (outcome.refusal is not None) is is_refused, outcome.refusal
 
 
 def test_a_damaged_model_is_a_refusal_with_its_path(make_tiny_bundle):
@@ -95,6 +186,7 @@ def test_a_crash_is_a_refusal_with_last_words(pretend, tmp_path):
 
     assert "SIGSEGV" in outcome.refusal
     assert "bad register 0x17" in outcome.refusal
+    assert outcome.cause == "failed"
 
 
 def test_a_hang_is_killed_after_the_time_limit(pretend, tmp_path):
@@ -104,7 +196,26 @@ def test_a_hang_is_killed_after_the_time_limit(pretend, tmp_path):
     outcome = trial(tmp_path, trial_s=0.5)
 
     assert "no answer within 0.5 s" in outcome.refusal
+    assert outcome.cause == "failed"
     assert_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_compiling_has_a_limit_of_its_own(pretend, tmp_path):
+    """An accelerator may compile for minutes and answer in milliseconds; a driver may also never come back from it."""
+    pretend("time.sleep(60)")
+    assert "was not loaded and compiled within 0.5 s and was killed" in trial(tmp_path, NPU, compile_s=0.5).refusal
+
+    pretend(f"time.sleep(0.6)\n{LOADED}time.sleep(60)")
+    assert "gave no answer within 0.4 s" in trial(tmp_path, NPU, compile_s=30, trial_s=0.4).refusal
+
+
+def test_the_end_of_loading_is_told(pretend, tmp_path):
+    """`compiling 43 s` and `measuring` are two things to whoever waits."""
+    pretend(f"{LOADED}print(json.dumps({{'is': 'refused', 'reason': 'enough'}}))")
+    told: list[str] = []
+
+    assert trial(tmp_path, NPU, loaded=lambda: told.append("loaded")).refusal == "enough"
+    assert told == ["loaded"]
 
 
 def test_too_much_memory_is_killed(pretend, tmp_path):
@@ -114,6 +225,7 @@ def test_too_much_memory_is_killed(pretend, tmp_path):
     outcome = trial(tmp_path, memory_mb=128)
 
     assert "the limit is 128 MiB" in outcome.refusal
+    assert outcome.cause == "memory"
 
 
 def test_stop_ends_a_trial_at_once(pretend, tmp_path):

@@ -212,6 +212,7 @@ def _drafting(folder: Path, provider: Provider) -> Variation:
                 "ep.context_enable": "1",
                 "ep.context_file_path": str(folder / MODEL),
                 "ep.context_embed_mode": "0",
+                "ep.context_model_external_initializers_file_name": WEIGHTS,  # of the nodes that are left to others
             }
             return Variation(session_options=entries, is_draft=True)
         case _:

@@ -302,6 +302,21 @@ def test_cache_that_a_provider_renews_is_kept_as_it_is_then(folder: Path) -> Non
     assert compiler.made == ["draft", "load", "load", "load"]
 
 
+def test_slower_of_two_builders_takes_what_the_faster_made(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiler = Compiler()
+
+    def overtaken(variation: Variation) -> Any:
+        session = compiler(variation)
+        if variation.is_draft:
+            open_or_make(folder, QNN, compiler)
+        return session
+
+    open_or_make(folder, QNN, overtaken)
+    assert compiler.made == ["draft", "draft", "load", "load"]
+    assert left_beside(folder) == []
+    assert caplog.text == ""
+
+
 def test_provider_that_cannot_run_the_model_says_so_itself(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(CandidateError, match="gave up"):
         open_or_make(folder, QNN, Compiler(compiles=False))

@@ -1,0 +1,78 @@
+"""What candidates compiled: kept for those that may run, removed for the others, never an error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.device import preparedmodels
+from agent.device.plan import Candidate, Plan
+
+CANDIDATES = tuple(Candidate("CPUExecutionProvider", "cpu", name, 1) for name in ("fp32", "int8", "fp16", "int4"))
+PLAN = Plan("f" * 16, "d" * 64, "1.31.1", "p", CANDIDATES[0], "", (), "2026-11-20T09:00:00Z", ranked=CANDIDATES)
+
+
+def fill(folder: Path, age: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "engine.bin").write_bytes(b"compiled")
+    os.utime(folder, (1e9 - age, 1e9 - age))
+    return folder
+
+
+def test_the_best_three_of_a_plan_are_kept(tmp_path):
+    """The choice, and what takes over when it fails: without compiling while nobody is served."""
+    for candidate in CANDIDATES:
+        fill(tmp_path / PLAN.key / candidate.prepared_name)
+
+    preparedmodels.keep_best(tmp_path, PLAN)
+
+    assert {each.name for each in (tmp_path / PLAN.key).iterdir()} == {each.prepared_name for each in CANDIDATES[:3]}
+
+
+def test_the_newest_eight_plans_are_kept_and_the_one_in_use(tmp_path):
+    """Every release and every driver makes a new plan; their engines would fill the disk in a year."""
+    for age in range(12):
+        fill(tmp_path / f"plan-{age:02}", age)
+
+    preparedmodels.forget(tmp_path, in_use={"plan-11"})
+
+    assert sorted(each.name for each in tmp_path.iterdir()) == [f"plan-{age:02}" for age in (*range(8), 11)]
+
+
+def test_what_is_no_plan_is_left_alone(tmp_path):
+    """A link that somebody put there leads to something else."""
+    elsewhere = fill(tmp_path / "elsewhere" / "precious")
+    root = tmp_path / "prepared"
+    root.mkdir()
+    (root / "link").symlink_to(elsewhere)
+    for age in range(9):
+        fill(root / f"plan-{age}", age)
+
+    preparedmodels.forget(root, in_use=())
+
+    assert (root / "link").exists()
+    assert (elsewhere / "engine.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "act", [lambda root: preparedmodels.forget(root, ()), lambda root: preparedmodels.keep_best(root, PLAN)]
+)
+def test_a_folder_that_is_not_there_is_no_error(tmp_path, act):
+    """It is a cache, and may be deleted at any time."""
+    act(tmp_path / "gone")
+
+
+def test_what_cannot_be_removed_costs_disk_and_not_service(tmp_path, monkeypatch, caplog):
+    """Windows holds on to files that a worker has open."""
+
+    def held(_: Path) -> None:
+        raise PermissionError(13, "in use")
+
+    monkeypatch.setattr("shutil.rmtree", held)
+    fill(tmp_path / PLAN.key / CANDIDATES[3].prepared_name)
+
+    preparedmodels.keep_best(tmp_path, PLAN)
+
+    assert "cannot be removed" in caplog.text
