@@ -301,7 +301,9 @@ class VirtualSession:
             for arguments in (event["args"] for event in events if event.get("args", {}).get("provider") == CPU):
                 if self._device.takes(arguments.get("op_name", "")):
                     arguments["provider"] = self._device.provider
-            path.write_text(json.dumps(events))
+            path.write_text(
+                "[\n" + ",\n".join(map(json.dumps, events)) + "\n]\n"
+            )  # an event a line, as ONNX Runtime writes
         return path
 
     def _spoilt(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
