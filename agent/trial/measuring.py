@@ -125,11 +125,23 @@ class Measuring:
             if len(better := better_half(passed, self.demand)) <= MOST_FINALISTS:
                 break
             staying = self._drop(passed, better, kept, number)
-        last = finalists(passed, self.demand)
-        self._drop(passed, last, kept, number)
-        if kept is not None and kept not in last and self._passes(kept):
+        if kept is not None and kept not in finalists(passed, self.demand):
             self._turns([kept], 1, reserved_share)
-        self._turns(last, TURNS if len(last) > 1 else 1, reserved_share)
+        self._finish(group, number, reserved_share)
+
+    def _finish(self, group: Sequence[Candidate], number: int, reserved_share: float) -> None:
+        """Measure the last few in turns. Whoever turns out to be better than they are, since one of the two was disturbed before,
+        is measured too.
+        """
+        finished: list[Candidate] = []
+        while (passed := self._passed(group)) and not self._is_over(reserved_share):
+            last = finalists(passed, self.demand)
+            missing = [candidate for candidate in last if candidate not in finished]
+            if not missing:
+                break
+            self._turns(missing, TURNS, reserved_share)
+            finished += missing
+        self._drop(self._passed(group), finished, None, number)
 
     def in_order(self, candidates: Sequence[Candidate]) -> None:
         """Measure one after another, each to the end, until one passes: the profile says `as-listed`."""
@@ -168,9 +180,9 @@ class Measuring:
     ) -> list[Candidate]:
         """Note who does not stay, and return who is measured on: they and the reference, even where it is not among them."""
         left = [each.candidate for each in passed if each.candidate not in staying]
-        self.dropped_in |= dict.fromkeys(left, number)
+        self.dropped_in = dict.fromkeys(left, number) | self.dropped_in
         for candidate in staying:
-            self.dropped_in.pop(candidate, None)  # a reference that came back
+            self.dropped_in.pop(candidate, None)  # one that came back
         return [*staying, *(candidate for candidate in left if candidate == kept)]
 
     def _turns(self, candidates: Sequence[Candidate], turns: int, reserved_share: float) -> None:
