@@ -124,6 +124,11 @@ class Switch:
         self._asked: tuple[int, Job] | None = None
         self._is_running = False
 
+    @property
+    def patience_s(self) -> float:
+        """How long one inference of the job that runs may take."""
+        return self._job.patience_s
+
     def ask(self, number: int, job: Job) -> None:
         """Switch to a job, in a thread of its own: loading takes seconds."""
         with self._lock:
