@@ -84,12 +84,12 @@ def outputs(model: onnx.ModelProto, samples: Sequence[Mapping[str, NDArray[Any]]
     """Run a model that is in memory only; return its outputs in the graph's order for each sample.
 
     Raises:
-        BundleError: ONNX Runtime refuses it.
+        CandidateError: ONNX Runtime refuses it.
     """
     with tempfile.TemporaryDirectory(prefix="holdfast-run-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model.SerializeToString())
-        session = load(path, "in memory")
+        session = open_session(path, candidate("in memory"))
         return [list(session.run(sample).values()) for sample in samples]
 
 

@@ -25,6 +25,10 @@ FUSED = (
 """What is counted; each is one operator in place of three to thirty."""
 
 
+MOST_DEVIATION = 1e-4
+"""It computes the same in another order, so its outputs are as near as this share of their largest value."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fused:
     """The fused model, and how many operators of each kind it gained."""

@@ -18,11 +18,6 @@ from agent.sources.sample import Sample
 from bundles import accuracy, evaluate
 from bundles.samples import SampleFile
 
-FUSED_DEVIATION = 1e-4
-"""fp32-fused computes the same in another order: this share of an output's largest value."""
-FP16_DEVIATION = 0.02
-"""fp16 keeps three digits a step; more than this share of an output's largest value is overflow or cancellation."""
-
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

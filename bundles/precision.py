@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+MOST_FP16_DEVIATION = 0.02
+"""float16 keeps three digits a step; more than this share of an output's largest value is overflow or cancellation."""
+
 _LARGEST = float(np.finfo(np.float16).max)
 _KEPT_IN_FLOAT32 = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL2", "CumSum", "Exp", "Softplus")
 """Beside ONNX Runtime's own list, which holds what has no float16 kernel. Sums over a picture, powers and exponentials

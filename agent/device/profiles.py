@@ -304,7 +304,8 @@ def _verdict(profile: Profile, chosen: Mapping[str | None, Profile], why_not: st
     if profile == winner:
         named_here = name is not None and profile.name in name.split("+")
         how = "named in the configuration" if named_here else "the most specific match"
-        how += f" for {profile.accelerator}" if profile.accelerator and not named_here else ""
+        what = "what no other profile is for" if profile.accelerator == ANY else profile.accelerator
+        how += f" for {what}" if what and not named_here else ""
         return Verdict(profile.name, why_not is None, f"selected: {how}", is_selected=True)
     if why_not is not None:
         return Verdict(profile.name, is_match=False, text=why_not)

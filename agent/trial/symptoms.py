@@ -16,6 +16,8 @@ from agent.trial.trace import Trace
 WORTHWHILE = 0.10
 """Curing it wholly would win this share of a run at most. Less than twice the 5 % within which the plan counts candidates as
 equally fast could not be told from noise."""
+FEWEST_QUANTIZERS = 8
+"""Those at the graph's own inputs and outputs cannot go."""
 FEWEST_COPIES = 3
 """One island in a graph costs a copy in and a copy out; more says that the graph goes to and fro."""
 FEWEST_NODES = 20
@@ -149,7 +151,7 @@ def _attention(seen: _Seen) -> Symptom | None:
 
 def _quantizers(seen: _Seen) -> Symptom | None:
     """In a graph that is quantized throughout, these melt into the operators between them."""
-    if (share := seen.share(_QUANTIZERS)) < WORTHWHILE:
+    if (share := seen.share(_QUANTIZERS)) < WORTHWHILE or seen.nodes(_QUANTIZERS) < FEWEST_QUANTIZERS:
         return None
     return Symptom(
         f"{seen.nodes(_QUANTIZERS)} nodes that only quantize or dequantize take {share:.0%} of the time",

@@ -139,7 +139,7 @@ def fragile(has_third: bool = True) -> onnx.ModelProto:
     tensor these vanish: both convolutions must stay in float, and the third, where there is one, need not.
     """
     before = np.concatenate([np.full((1, 3), 1000), np.eye(3)])
-    layers = {"before": before, "fragile": np.diag([0.001, 1, 1, 1]), "after": np.diag([0.1, 1, 1, 1])}
+    layers = {"before": before, "fragile": np.diag([0.0001, 1, 1, 1]), "after": np.eye(4)}
     nodes, initializers, last = [], [], "x"
     for name, matrix in layers.items() if has_third else list(layers.items())[:2]:
         initializers.append(numpy_helper.from_array(matrix.astype(np.float32)[:, :, None, None], f"{name}.weight"))

@@ -99,6 +99,23 @@ def test_a_named_candidate_is_traced_without_comparing(run, two_variants, tmp_pa
     assert sum(each["share"] for each in found["trace"]["operators"]) == pytest.approx(1)
 
 
+def test_a_graph_that_was_split_shows_where_its_time_went(run, make_tiny_bundle, tmp_path):
+    """The NPU took most nodes and not the last ones: what that costs, and which, is what one asks for a cure."""
+    hardware, trace = tmp_path / "hardware.yaml", tmp_path / "trace.json"
+    npu = "{provider: OpenVINOExecutionProvider, name: NPU, run_ms: 1, unsupported_ops: [Softmax]}"
+    hardware.write_text(f"accelerators:\n  - {npu}\n")
+    common = [str(make_tiny_bundle()), "--runtime", f"virtual:{hardware}"]
+
+    shown = run(*common, "--candidates", "npu fp32", "--trace", str(trace), "--candidate", "npu fp32").stdout
+    compared = json.loads(run(*common, "--candidates", "npu", "--candidates", "CPU fp32 ×1", "--json").stdout)
+
+    assert "nodes, " in shown
+    assert "ran on CPU instead of OpenVINO: Softmax ×1" in shown
+    shares = next(each for each in compared["outcomes"] if "npu fp32" in each["name"])["measurement"]["time_share"]
+    assert set(shares) == {"CPUExecutionProvider", "OpenVINOExecutionProvider"}
+    assert sum(shares.values()) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -214,7 +214,9 @@ def test_providers_that_no_profile_is_for_are_tried_last_with_their_defaults():
     providers = [each.provider for each in selection.profile.candidates]
     assert providers == [CUDA, VINO, "MineExecutionProvider", "YoursExecutionProvider", "CPUExecutionProvider"]
     assert selection.profile.limits_for("YoursExecutionProvider").compile_s == 99
-    assert "selected: the most specific match for any" in {each.text for each in selection.verdicts}
+    assert "selected: the most specific match for what no other profile is for" in {
+        each.text for each in selection.verdicts
+    }
 
 
 def test_a_provider_whose_own_profile_does_not_match_is_no_stranger():

@@ -89,7 +89,7 @@ def test_batch_norms_that_were_not_folded_show_in_a_real_trace():
     "trace",
     [
         pytest.param(made(("Conv", CPU, 50, 9.5), ("Transpose", CPU, 4, 0.3), ("Mul", CPU, 4, 0.2)), id="a-detector"),
-        pytest.param(made(("QLinearConv", CPU, 50, 9.5), ("QuantizeLinear", CPU, 1, 0.5)), id="quantized-throughout"),
+        pytest.param(made(("QLinearConv", CPU, 50, 9.5), ("QuantizeLinear", CPU, 1, 3.0)), id="quantized-throughout"),
         pytest.param(made(("Mul", CPU, 3, 0.003), ("Add", CPU, 3, 0.003), run_ms=0.05), id="a-model-of-microseconds"),
         pytest.param(made(("MatMul", CPU, 8, 9.0), ("Attention", CPU, 2, 0.5), ("Softmax", CPU, 1, 0.5)), id="fused"),
     ],

@@ -50,6 +50,11 @@ BOTH = manifest(variant("fp32"), variant("int8", drop=0.004))
             "int8 is 3.00 × as fast as fp32 here and loses 0.4 points: int8 is chosen.", id="int8-pays",
         ),
         pytest.param(
+            [outcome("fp32", 30.0), outcome("int8", 15.0), outcome("fp16", 15.5)],
+            manifest(variant("fp32"), variant("int8", drop=0.0), variant("fp16", drop=0.0)), 2, "latency",
+            "fp16 is 1.94 × as fast as fp32 here and loses nothing: fp16 is chosen.", id="the-chosen-one-is-told-of",
+        ),
+        pytest.param(
             [outcome("fp32", 30.0), outcome("int8", 10.0, refusal="agrees by 0.2")], BOTH, 0, "latency",
             "int8 is 3.00 × as fast as fp32 here and loses 0.4 points, and is refused (agrees by 0.2): fp32 is chosen.",
             id="fast-and-wrong",
