@@ -8,11 +8,10 @@ for core and posts notes, and `Retrial` the one that looks whether a candidate t
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,14 +118,12 @@ class Turns:
         self._waiting: deque[threading.Lock] = deque()
         self._changing = threading.Lock()
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait until it is this thread's turn; the block is it."""
+    def __enter__(self) -> None:
+        """Wait until it is this thread's turn."""
         self._take()
-        try:
-            yield
-        finally:
-            self._give()
+
+    def __exit__(self, *_: object) -> None:
+        self._give()
 
     def yield_(self) -> None:
         """Let those that wait have a turn, and wait for the next; called within one."""
@@ -247,7 +244,7 @@ class Preparer:
                 post(Prepared(wanted, bundle, plan, was_stored=False))
             self._measuring.yield_()
 
-        with self._measuring.turn():
+        with self._measuring:
             plan = make_plan(
                 bundle,
                 facts,
@@ -276,7 +273,7 @@ class Preparer:
             StoppedPreparingError: `stop` was set.
         """
         profile = self.device(stop)[1]
-        with self._measuring.turn():
+        with self._measuring:
             ask = Ask(prepared=self.prepared_for(plan))
             outcome = run_trial(bundle.folder, candidate, profile.limits, stop, ask=ask)
         if stop.is_set():

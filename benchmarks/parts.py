@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from agent.bundle.reader import Bundle, open_bundle
+from benchmarks.networks import CLASSES, resnet50, squeezenet
 from simulator.broker import find_mosquitto
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -21,6 +22,9 @@ VIDEO = Path("video", "one-by-one-person-detection.mp4")
 ULTRAFACE = Path("models", "ultraface-version-RFB-320.onnx")
 YOLOX = Path("models", "yolox_nano_coco.onnx")
 CALIBRATION_FRAMES = 100
+GOLDEN_FRAMES = frozenset({287, 291, 323, 328, 333, 338, 366, 369, 686, 689, 768, 857})
+"""Where a face looks into the camera and somebody walks: both models have something to lose."""
+SIDE = 224
 
 
 class MissingPartError(Exception):
@@ -66,8 +70,25 @@ class Parts:
         return self._build(YOLOX, "yolox-variants", labels=NAMED_LABELS["coco"], **self._samples)
 
     @cached_property
+    def yolox_gated(self) -> Bundle:
+        """YOLOX-Nano as an operator would build it: INT8 that loses more than the builder allows is not in it."""
+        from bundles.labels import NAMED_LABELS
+
+        return self._build(YOLOX, "yolox-gated", labels=NAMED_LABELS["coco"], **{**self._samples, "max_drop": None})
+
+    @cached_property
+    def squeezenet_variants(self) -> Bundle:
+        """SqueezeNet 1.1 with random weights and all variants: small and dense."""
+        return self._build_network("squeezenet", squeezenet(seed=1, side=SIDE))
+
+    @cached_property
+    def resnet_variants(self) -> Bundle:
+        """ResNet-50 with random weights and all variants: large and dense, 102 MB."""
+        return self._build_network("resnet50", resnet50(seed=1, side=SIDE))
+
+    @cached_property
     def _samples(self) -> dict[str, object]:
-        """Frames of the video as PNG files: every tenth to calibrate INT8 with, and others to judge it on."""
+        """Frames of the video as PNG files: every tenth to calibrate INT8 with, and others, with faces, to judge it on."""
         import cv2
 
         folders = {"calibration": self.folder / "calibration", "golden": self.folder / "golden"}
@@ -76,7 +97,7 @@ class Parts:
         capture = cv2.VideoCapture(str(self.video))
         for number in range(10 * CALIBRATION_FRAMES):
             ok, frame = capture.read()
-            name = {0: "calibration", 5: "golden" if number % 50 == 5 else ""}.get(number % 10)
+            name = "golden" if number in GOLDEN_FRAMES else "calibration" if number % 10 == 0 else ""
             if ok and name:
                 cv2.imwrite(str(folders[name] / f"{number:04}.png"), frame)
         return {**folders, "max_drop": 1.0}
@@ -97,6 +118,12 @@ class Parts:
         if not (self.data / path).is_file():
             raise MissingPartError(f"no {path} in the test data")
         return self.data / path
+
+    def _build_network(self, name: str, content: bytes) -> Bundle:
+        source = self.folder / f"{name}.onnx"
+        source.write_bytes(content)
+        labels = tuple(f"class {number}" for number in range(CLASSES))
+        return self._build(source, f"{name}-variants", labels=labels, normalise="imagenet", **self._samples)
 
     def _build(self, model: Path, name: str, **options: object) -> Bundle:
         from bundles.build import Options, build

@@ -18,20 +18,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from agent.bundle.reader import Bundle, open_bundle
 from agent.childprocess import Child, Message
 from agent.pipeline.messages import Job, PipelineBeat, swap_message
 from agent.pipeline.workers import ARENAS, ROLE
+from benchmarks.networks import resnet50
 from benchmarks.parts import REPOSITORY, Parts
 from benchmarks.table import Figure, Goal, Line
 from benchmarks.worker import NAME, camera_job
-
-if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
 
 FPS = 30
 PERIOD_MS = 1000 / FPS
@@ -39,8 +34,6 @@ SWAPS, QUICK_SWAPS = 40, 10
 WARM_FRAMES = 60
 ANSWER_S = 120
 SIDE = 64
-STAGES = ((3, 64, 256), (4, 128, 512), (6, 256, 1024), (3, 512, 2048))
-"""ResNet-50: blocks, inner channels, outer channels (He et al. 2015, table 1)."""
 
 
 def lines(parts: Parts) -> Iterator[Line]:
@@ -162,74 +155,8 @@ def _parcels(folder: Path) -> Bundle:
     return open_bundle(folder)
 
 
-class _Network:
-    """Convolutions with random weights, chained. Batch norms are folded, as a builder would have done."""
-
-    def __init__(self, seed: int) -> None:
-        self.nodes: list[NodeProto] = []
-        self.weights: list[TensorProto] = []
-        self._random = np.random.default_rng(seed)
-
-    def conv(self, source: str, name: str, inner: int, outer: int, kernel: int, *, stride: int = 1) -> str:
-        """Add a convolution; its weights keep the variance as it is (He et al. 2015b)."""
-        from onnx import helper, numpy_helper
-
-        scale = (2.0 / (inner * kernel * kernel)) ** 0.5
-        weight = self._random.standard_normal((outer, inner, kernel, kernel), np.float32) * np.float32(scale)
-        self.weights.append(numpy_helper.from_array(weight, f"{name}.weight"))
-        pads = [kernel // 2] * 4
-        self.nodes.append(
-            helper.make_node("Conv", [source, f"{name}.weight"], [name], name, strides=[stride, stride], pads=pads)
-        )
-        return name
-
-    def then(self, kind: str, *sources: str, **attributes: Any) -> str:  # noqa: ANN401  they are ONNX's
-        """Add any other node."""
-        from onnx import helper
-
-        name = f"{kind}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(sources), [name], name, **attributes))
-        return name
-
-    def block(self, source: str, name: str, inner: int, middle: int, outer: int, *, stride: int) -> str:
-        """Add a bottleneck block: 1×1, 3×3, 1×1, and the way round."""
-        last = self.then("Relu", self.conv(source, f"{name}.a", inner, middle, 1))
-        last = self.then("Relu", self.conv(last, f"{name}.b", middle, middle, 3, stride=stride))
-        last = self.conv(last, f"{name}.c", middle, outer, 1)
-        if inner != outer:
-            source = self.conv(source, f"{name}.d", inner, outer, 1, stride=stride)
-        return self.then("Relu", self.then("Add", last, source))
-
-
-def _resnet_bytes(seed: int) -> bytes:
-    from onnx import TensorProto, helper
-
-    network = _Network(seed)
-    last = network.then("Relu", network.conv("image", "stem", 3, 64, 7, stride=2))
-    last = network.then("MaxPool", last, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    channels = 64
-    for stage, (blocks, middle, outer) in enumerate(STAGES):
-        for number in range(blocks):
-            stride = 2 if stage and not number else 1
-            last = network.block(last, f"s{stage}b{number}", channels, middle, outer, stride=stride)
-            channels = outer
-    last = network.conv(network.then("GlobalAveragePool", last), "classifier", channels, 1000, 1)
-    # The variance doubles with each block's addition; a softmax of thousands would be one-hot, but finite.
-    network.then("Softmax", network.then("Flatten", last), axis=1)
-    network.nodes[-1].output[0] = "classes"
-    graph = helper.make_graph(
-        network.nodes,
-        "resnet50",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info("classes", TensorProto.FLOAT, [1, 1000])],
-        network.weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())
-
-
 def _resnet(folder: Path, seed: int) -> Bundle:
-    content = _resnet_bytes(seed)
+    content = resnet50(seed, SIDE)
     digest = hashlib.sha256(content).hexdigest()
     (folder / "blobs").mkdir(parents=True)
     (folder / "blobs" / digest).write_bytes(content)

@@ -10,8 +10,7 @@ appears at the output before all of it is there.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,15 +30,16 @@ from agent.clock import Clock, SystemClock
 from agent.errors import BundleError, CandidateError, OperatorError
 from agent.inference import golden
 from agent.inference.model import Model
+from agent.inference.session import Session
 from agent.sources.sample import Frame, Sample
-from bundles import evaluate, fusion, precision, quantize, recognise
-from bundles.judging import FP16_DEVIATION, FUSED_DEVIATION, Attempt, Judge
+from bundles import evaluate, making, quantize, recognise
+from bundles.judging import Attempt, Judge
 from bundles.modelfile import ModelFile, location_of, read_model, tensors
 from bundles.onnxlibrary import dimensions
 from bundles.recipe import FILE_NAME, Bounds, ImageInputRecipe, Normalise, Recipe, RecipeFolder, Target, open_recipe
 from bundles.repair import Repaired, repair
 from bundles.samples import SampleFile, list_golden, list_samples, synthetic
-from bundles.search import Found, Try, search
+from bundles.search import Try, search
 from bundles.sensitivity import TimeLimit
 from bundles.staging import Staging
 
@@ -55,8 +55,6 @@ HOLD_OUT_FROM = 20
 
 _PARITY_SAMPLES = 4
 
-_MOST_DEVIATION = {"fp32-fused": FUSED_DEVIATION, "fp16": FP16_DEVIATION}
-"""Variants that are compared with fp32 by their raw outputs, before any metric."""
 
 Progress = Callable[[str], None]
 
@@ -167,7 +165,7 @@ class _Build:
         self._repaired = repaired
         self._say = say
         self._clock = clock
-        self._kept = _excluded(recipe, repaired.model)
+        self._kept = making.excluded(recipe, repaired.model)
         self._bounds = _bounds(recipe)
         self._reports: list[VariantReport] = []
         self._refused: list[RefusedVariant] = []
@@ -269,29 +267,22 @@ class _Build:
 
     def _add_made(self, name: VariantName) -> None:
         """Add a variant that is made in one way only."""
-        model, note = self._made(name)
-        variant = self._stage(name, model)
-        if name in _MOST_DEVIATION:
-            deviation = self._judge.require_near(variant, self._compared(), _MOST_DEVIATION[name])
-            note = f"{note}outputs differ by at most {deviation:.2g} of their largest value"
-        attempt = self._judged(variant) if self._golden else Attempt(variant, None, None)
+        samples = self._compared()
+        tensors = [self._model.prepare(sample) for sample in samples]
+        made = making.make(name, self._repaired.model, self._recipe.recipe.quantize, self._kept, tensors)
+        variant, notes = self._stage(name, made.model), [made.note]
+        if made.most_deviation is not None:
+            deviation = self._judge.require_near(variant, samples, made.most_deviation)
+            notes.append(f"outputs differ by at most {deviation:.2g} of their largest value")
+        attempt = Attempt(variant, None, None)
+        if self._golden:
+            attempt = self._judged(variant)
+            notes.insert(0, "within its gate")
         if attempt.failure is not None:
             self._refuse(name, attempt.failure, attempt.accuracy, attempt.size_bytes)
             return
-        verdict = "; ".join(part for part in ("within its gate" if self._golden else "", note) if part)
+        verdict = "; ".join(note for note in notes if note)
         self._include(attempt, VariantReport(name, attempt.size_bytes, True, verdict, attempt.accuracy))
-
-    def _made(self, name: VariantName) -> tuple[onnx.ModelProto, str]:
-        """Return the variant's model, and what is to be said about it."""
-        model, settings = self._repaired.model, self._recipe.recipe.quantize
-        if name == "fp16":
-            return precision.fp16(model, self._kept), ""
-        if name == "int4":
-            return precision.int4(model, settings.int4, self._kept), ""
-        if name == "int8-dynamic":
-            return quantize.dynamic_int8(model, self._kept), ""
-        fused = fusion.fuse(model)
-        return fused.model, "fused: " + ", ".join(f"{count} {kind}" for kind, count in fused.gained.items()) + "; "
 
     def _add_static(self, name: VariantName) -> None:
         """Add a static INT8 variant, with layers left in float where its gate demands it."""
@@ -305,18 +296,11 @@ class _Build:
         found = search(quantizer, samples, judged, TimeLimit(self._clock, settings.search_s))
         attempt = found.attempt
         if attempt.failure is not None:
-            reason = attempt.failure + (f", with {_layers(found)} left in float" if found.float_layers else "")
-            self._refuse(name, reason, attempt.accuracy, attempt.size_bytes, found.tries)
+            self._refuse(name, attempt.failure + found.text, attempt.accuracy, attempt.size_bytes, found.tries)
             return
-        verdict = "within its gate"
-        if found.float_layers:
-            verdict += f" with {_layers(found)} left in float: {_some(found.float_layers)}"
-        if found.was_cut_short:
-            verdict += "; the search was cut short by `quantize.search_s`, another machine may find a smaller set"
         variant = attempt.variant.model_copy(update={"float_layers": found.float_layers})
-        report = VariantReport(
-            name, attempt.size_bytes, True, verdict, attempt.accuracy, found.float_layers, found.tries
-        )
+        verdict, layers = f"within its gate{found.text}", found.float_layers
+        report = VariantReport(name, attempt.size_bytes, True, verdict, attempt.accuracy, layers, found.tries)
         self._include(replace(attempt, variant=variant), report)
 
     def _include(self, attempt: Attempt, report: VariantReport) -> None:
@@ -342,7 +326,7 @@ class _Build:
         """Store a model's bytes; inputs and outputs are pinned as the runtime reports them."""
         external = _external_blobs(self._staging, self._shipped, model)
         blob = self._staging.add(model.SerializeToString(deterministic=True))
-        session = evaluate.load(self._staging.path_of(blob), name)
+        session = self._loaded(name, blob)
         symbols = {each.name: dimensions(each) for each in model.graph.input}
         return Variant(
             name=name,
@@ -353,6 +337,14 @@ class _Build:
             inputs=tuple(self._bounded(spec, symbols[spec.name]) for spec in session.inputs),
             outputs=session.outputs,
         )
+
+    def _loaded(self, name: VariantName, blob: Blob) -> Session:
+        try:
+            return evaluate.load(self._staging.path_of(blob), name)
+        except BundleError as error:
+            if name == "fp32":
+                raise
+            raise CandidateError(f"ONNX Runtime refuses what its own tool made: {error.message}") from error
 
     def _bounded(self, spec: TensorSpec, sizes: list[int | str]) -> TensorSpec:
         """Add the bounds of the dimensions that stayed open."""
@@ -467,30 +459,6 @@ def _sizes(recipe: RecipeFolder, shipped: ModelFile) -> dict[str, int]:
     if isinstance(recipe.recipe.input, ImageInputRecipe):
         sizes |= recognise.input_sizes(shipped.model, recipe.recipe.input)
     return sizes
-
-
-def _excluded(recipe: RecipeFolder, model: onnx.ModelProto) -> frozenset[str]:
-    """Return the nodes that `quantize.exclude` names."""
-    names = [node.name for node in model.graph.node]
-    found: set[str] = set()
-    for pattern in recipe.recipe.quantize.exclude:
-        here = {name for name in names if name == pattern or re.fullmatch(pattern, name)}
-        if not here:
-            raise BundleError(
-                f"`quantize.exclude` names `{pattern}`, and the model has no such node",
-                where=str(recipe.model),
-                hint=f"it has {_some(names)}; after the repair nodes without names are called by kind and number",
-            )
-        found |= here
-    return frozenset(found)
-
-
-def _layers(found: Found) -> str:
-    return f"{len(found.float_layers)} of {found.layer_count} layers"
-
-
-def _some(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
 
 
 def _external_blobs(staging: Staging, shipped: ModelFile, model: onnx.ModelProto) -> dict[str, Blob]:

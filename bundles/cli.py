@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -15,7 +15,7 @@ from agent.bundle.finding import find_bundle
 from agent.bundle.manifest import Accuracy, Manifest, ModelType, VariantName
 from agent.bundle.reader import Bundle, blobs_of, open_bundle
 from agent.errors import OperatorError
-from bundles.recipe import Bounds, Normalise, Target
+from bundles.recipe import TARGETS, Bounds, Normalise
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from bundles.build import BuildReport, Progress, VariantReport
 
 app = typer.Typer(help="Build bundles from models, look into them, verify them.", no_args_is_help=True)
+
+Word = TypeVar("Word", bound=str)
+_VARIANTS: dict[VariantName, None] = dict.fromkeys(get_args(VariantName))
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 BundleArgument = Annotated[str, typer.Argument(help="The folder of a built bundle, or `parcels` or `bearing`.")]
@@ -51,12 +54,11 @@ def build_command(
     max_drop: Annotated[float | None, typer.Option(help="The largest loss of the task's metric, from 0 to 1.")] = None,
     variants: Annotated[
         str | None,
-        typer.Option(
-            help=f"Only these, with commas: {', '.join(get_args(VariantName))}. [default: fp32,int8,int8-dynamic]"
-        ),
+        typer.Option(help=f"Only these, with commas: {', '.join(_VARIANTS)}. [default: fp32,int8,int8-dynamic]"),
     ] = None,
     target: Annotated[
-        list[Target] | None, typer.Option(help="The variants for a kind of device; may be repeated.")
+        str | None,
+        typer.Option(help=f"What the devices are, with commas: {', '.join(TARGETS)}. Each stands for some variants."),
     ] = None,
     dimension: Annotated[
         list[str] | None,
@@ -80,8 +82,8 @@ def build_command(
         golden=_folder("--golden", golden),
         dimensions=dict(_dimension(text) for text in dimension or ()),
         max_drop=max_drop,
-        variants=_variants(variants),
-        targets=tuple(target) if target else None,
+        variants=_chosen("--variants", variants, _VARIANTS),
+        targets=_chosen("--target", target, TARGETS),
     )
     with _progress(is_shown=not as_json) as progress:
         report = build(source, output, options, progress)
@@ -125,12 +127,13 @@ def _labels(text: str | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in text.split(","))
 
 
-def _variants(text: str | None) -> tuple[VariantName, ...] | None:
-    known = {name: name for name in get_args(VariantName)}
-    chosen = [word.strip() for word in text.split(",")] if text else []
-    if unknown := [word for word in chosen if word not in known]:
-        raise OperatorError(f"--variants: unknown {', '.join(unknown)}", hint=f"known: {', '.join(known)}")
-    return tuple(known[word] for word in chosen) or None
+def _chosen(option: str, text: str | None, known: Mapping[Word, object]) -> tuple[Word, ...] | None:
+    """Return the words between the commas, each as its key in `known`; None where nothing was said."""
+    words = [word.strip() for word in text.split(",")] if text else []
+    by_name = {str(name): name for name in known}
+    if unknown := [word for word in words if word not in by_name]:
+        raise OperatorError(f"{option}: unknown {', '.join(unknown)}", hint=f"known: {', '.join(by_name)}")
+    return tuple(by_name[word] for word in words) or None
 
 
 def _folder(option: str, path: Path | None) -> Path | None:

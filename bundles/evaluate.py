@@ -54,13 +54,15 @@ def load(path: Path, variant: str) -> Session:
 
 
 def open_staged(folder: Path, manifest: Manifest, variant: str) -> Model:
-    """Open one variant of a bundle that is being made.
+    """Open one variant of a bundle that is being made; where its shape may vary, run it at both ends.
 
     Raises:
-        CandidateError: the runtime cannot load it.
+        CandidateError: the runtime cannot load it, or it fails at an end.
         BundleError: decoder or input do not fit it.
     """
-    return open_model(Bundle(folder, manifest, digest=""), candidate(variant))
+    model = open_model(Bundle(folder, manifest, digest=""), candidate(variant))
+    model.run_bounds()
+    return model
 
 
 def feeds(model: Model, samples: Sequence[SampleFile]) -> Iterator[Mapping[str, NDArray[Any]]]:
@@ -82,12 +84,12 @@ def outputs(model: onnx.ModelProto, samples: Sequence[Mapping[str, NDArray[Any]]
     """Run a model that is in memory only; return its outputs in the graph's order for each sample.
 
     Raises:
-        BundleError: ONNX Runtime refuses it.
+        CandidateError: ONNX Runtime refuses it.
     """
     with tempfile.TemporaryDirectory(prefix="holdfast-run-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model.SerializeToString())
-        session = load(path, "in memory")
+        session = open_session(path, candidate("in memory"))
         return [list(session.run(sample).values()) for sample in samples]
 
 

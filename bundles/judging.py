@@ -18,11 +18,6 @@ from agent.sources.sample import Sample
 from bundles import accuracy, evaluate
 from bundles.samples import SampleFile
 
-FUSED_DEVIATION = 1e-4
-"""fp32-fused computes the same in another order: this share of an output's largest value."""
-FP16_DEVIATION = 0.02
-"""fp16 keeps three digits a step; more than this share of an output's largest value is overflow or cancellation."""
-
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -115,9 +110,7 @@ class Judge:
         return found
 
     def _open(self, variant: Variant) -> Model:
-        model = evaluate.open_staged(self._folder, self._manifest_of(variant), variant.name)
-        model.run_bounds()
-        return model
+        return evaluate.open_staged(self._folder, self._manifest_of(variant), variant.name)
 
     def _answer(self, model: Model, sample: SampleFile, min_score: float | None = None) -> Answer:
         try:

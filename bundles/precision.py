@@ -1,4 +1,4 @@
-"""Variants that change the numbers of weights without looking at samples: fp16, and INT4 weights.
+"""Variants that need no ranges of activations: fp16, and INT4 weights.
 
 Takes the repaired fp32 model; gives one with float16 inside and float32 at its inputs and outputs, or one whose MatMul
 weights have four bits (`MatMulNBits`, an operator of ONNX Runtime on CPU, CUDA, WebGPU and DirectML). Refuses what
@@ -8,18 +8,23 @@ would change nothing. The same model gives the same bytes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agent.errors import CandidateError
+from bundles import evaluate
 from bundles.onnxlibrary import CONTRIB, import_contrib, sort_initializers
+from bundles.quantize import Feeds
 from bundles.recipe import Int4
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
+
+MOST_FP16_DEVIATION = 0.02
+"""float16 keeps three digits a step; more than this share of an output's largest value is overflow or cancellation."""
 
 _LARGEST = float(np.finfo(np.float16).max)
 _KEPT_IN_FLOAT32 = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL2", "CumSum", "Exp", "Softplus")
@@ -42,7 +47,7 @@ def fp16(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.Mo
     if not any(each.data_type == TensorProto.FLOAT for each in model.graph.initializer):
         raise CandidateError("fp16 covers float32 weights, and the model has none")
     try:
-        made = float16.convert_float_to_float16(
+        made: onnx.ModelProto = float16.convert_float_to_float16(
             copy.deepcopy(model),
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_KEPT_IN_FLOAT32],
@@ -50,10 +55,40 @@ def fp16(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.Mo
         )
     except Exception as error:
         raise CandidateError(f"fp16 failed: {str(error) or type(error).__name__}") from error
+    _skip_float16_between_float32(made.graph)
     OnnxModel.graph_topological_sort(
         made.graph, is_deterministic=True
     )  # the casts stand at the end, a runtime may refuse that
-    return _named(made)
+    return made
+
+
+def overflowing(model: onnx.ModelProto, samples: Sequence[Feeds]) -> frozenset[str]:
+    """Return the nodes that read or give values, on these samples, beyond half of what float16 can hold.
+
+    No run of the float16 model on a CPU shows this: ONNX Runtime computes there in float32 and drops the casts between.
+    Half: other samples will give somewhat larger values.
+    """
+    from onnx import TensorProto, helper
+
+    exposed = copy.deepcopy(model)
+    known = {each.name: each for each in exposed.graph.value_info}
+    given = {each.name for each in exposed.graph.output}
+    exposed.graph.output.extend(
+        helper.make_empty_tensor_value_info(name)
+        for node in exposed.graph.node
+        for name in node.output
+        if name not in given and name in known and known[name].type.tensor_type.elem_type == TensorProto.FLOAT
+    )
+    large = {
+        value.name
+        for sample in samples
+        for value, array in zip(exposed.graph.output, evaluate.outputs(exposed, [sample])[0], strict=True)
+        if np.abs(array, dtype=np.float64).max(initial=0) > _LARGEST / 2
+    }
+    large |= {
+        name for sample in samples for name, array in sample.items() if np.abs(array).max(initial=0) > _LARGEST / 2
+    }
+    return frozenset(node.name for node in model.graph.node if large & {*node.input, *node.output})
 
 
 def int4(model: onnx.ModelProto, settings: Int4 | None = None, left_in_float: Collection[str] = ()) -> onnx.ModelProto:
@@ -148,14 +183,28 @@ def _too_large(model: onnx.ModelProto) -> set[str]:
     return {node.name for node in model.graph.node if large & set(node.input)}
 
 
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give the casts that were put in names of their own, which old runtimes insist on."""
-    taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_fp16_{index}"
-        taken.add(node.name)
-    return model
+def _skip_float16_between_float32(graph: onnx.GraphProto) -> None:
+    """Join two nodes that were kept in float32: the converter casts between them to float16 and back."""
+    from onnx import TensorProto
+
+    def target(node: onnx.NodeProto) -> int:
+        return next((each.i for each in node.attribute if each.name == "to"), 0) if node.op_type == "Cast" else 0
+
+    down = {node.output[0]: node.input[0] for node in graph.node if target(node) == TensorProto.FLOAT16}
+    outputs = {each.name for each in graph.output}
+    shortcut = {
+        node.output[0]: down[node.input[0]]
+        for node in graph.node
+        if target(node) == TensorProto.FLOAT and node.input[0] in down and node.output[0] not in outputs
+    }
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = shortcut.get(name, name)
+    for kind in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        used = {name for node in graph.node for name in node.input} | outputs
+        kept = [node for node in graph.node if target(node) != kind or node.output[0] in used]
+        del graph.node[:]
+        graph.node.extend(kept)
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:

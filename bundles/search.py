@@ -42,6 +42,15 @@ class Found:
     was_cut_short: bool
     """The time limit struck; another machine may find a smaller set."""
 
+    @property
+    def text(self) -> str:
+        """What is left in float, for people; empty where nothing is."""
+        if not self.float_layers:
+            return ""
+        names = ", ".join(self.float_layers[:6]) + (", …" if len(self.float_layers) > 6 else "")
+        cut = "; `quantize.search_s` cut the search short: another machine may find fewer" if self.was_cut_short else ""
+        return f" with {len(self.float_layers)} of {self.layer_count} layers left in float: {names}{cut}"
+
 
 def search(quantizer: StaticQuantizer, samples: Sequence[Feeds], judged: Judged, limit: TimeLimit) -> Found:
     """Find the smallest set of layers to leave in float with which the variant passes.

@@ -8,6 +8,7 @@ time must be above the real one. Nothing here says anything about how fast a rea
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import os
@@ -42,7 +43,7 @@ from simulator.hardware import (
 
 CPU = "CPUExecutionProvider"
 REPLACES = ("replaces", BUILT_IN)
-"""Metadata of a device that stands in for the built-in runtime's: the probe then leaves those out."""
+"""Metadata of a device that stands in for the built-in runtime's of its provider and type: the probe leaves that out."""
 COMPILED = "virtual-compiled.bin"
 """What compiling leaves in the prepared folder."""
 NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
@@ -220,6 +221,31 @@ class _Fate:
         return trouble == "slow" or (device.slows_after is not None and number >= device.slows_after)
 
 
+class _Units:
+    """A device's processors: who came first is first, or one of several fast streams would starve. A context manager."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: collections.deque[threading.Event] = collections.deque()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        turn = threading.Event()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            self._waiting.append(turn)
+        turn.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()  # handed over: nobody can come between
+            else:
+                self._free += 1
+
+
 class VirtualSession:
     """A real session on the plain CPU provider, with a device's pace, placement and faults around it."""
 
@@ -245,7 +271,7 @@ class VirtualSession:
         self._clock = clock
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
-        self._units = threading.Semaphore(device.parallel)
+        self._units = _Units(device.parallel)
         self._runs = 0
         memory_mb = device.memory_mb if isinstance(device, Accelerator) else 0
         self._is_right = not isinstance(device, Accelerator) or _is_spared(device, assignment)
@@ -275,7 +301,9 @@ class VirtualSession:
             for arguments in (event["args"] for event in events if event.get("args", {}).get("provider") == CPU):
                 if self._device.takes(arguments.get("op_name", "")):
                     arguments["provider"] = self._device.provider
-            path.write_text(json.dumps(events))
+            path.write_text(
+                "[\n" + ",\n".join(map(json.dumps, events)) + "\n]\n"
+            )  # an event a line, as ONNX Runtime writes
         return path
 
     def _spoilt(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

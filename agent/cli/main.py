@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "device": ("agent.cli.device:app", "What this device is: processor, memory, accelerators, cameras."),
     "profile": ("agent.cli.profile:app", "The kinds of device that are known, and which one this is."),
     "plan": ("agent.cli.plan:app", "What runs a bundle on this device, measured, and why."),
+    "bench": ("agent.cli.bench:bench", "Compare every way to run a bundle on this device."),
     "update": ("agent.cli.update:app", "Releases on this device: what runs, what comes, and the way back."),
     "events": ("agent.cli.events:app", "Watch the events that arrive at the broker."),
 }

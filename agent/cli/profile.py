@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent.device.profile import Limits, Profile
+from agent.device.profile import ANY, Limits, Profile
 from agent.errors import ConfigurationError
 
 app = typer.Typer(help="The kinds of device that Holdfast knows, and which one this is.", no_args_is_help=True)
@@ -107,18 +107,9 @@ def explain(*, folder: Folder = None, as_json: AsJson = False) -> None:
             {"profile": each.profile, "selected": each.is_selected, "matches": each.is_match, "text": each.text}
             for each in selection.verdicts
         ]
-        answer = {
-            "selected": selection.profile.name,
-            "verdicts": verdicts,
-            "without_profile": list(selection.unprofiled),
-        }
-        typer.echo(json.dumps(answer, indent=2))
+        typer.echo(json.dumps({"selected": selection.profile.name, "verdicts": verdicts}, indent=2))
         return
     typer.echo(f"{selection.profile.name}: {selection.profile.description}")
-    for provider in selection.unprofiled:
-        typer.echo(
-            f"{provider} offers a device here, but no profile is for it: write one with `accelerator: {provider}`"
-        )
     first = sorted(selection.verdicts, key=lambda each: (not each.is_selected, not each.is_match))
     _print_table(("Profile", "Verdict"), [(each.profile, each.text) for each in first])
 
@@ -138,7 +129,8 @@ def load(folder: Path | None) -> list[Profile]:
 
 def conditions(profile: Profile) -> str:
     """Return what a profile holds for in words: `architecture aarch64, board Raspberry Pi 5`."""
-    words = [f"a device of {profile.accelerator}"] if profile.accelerator else []
+    kind = "a provider that no other profile is for" if profile.accelerator == ANY else profile.accelerator
+    words = [f"a device of {kind}"] if kind else []
     for key, value in profile.match.model_dump(exclude_defaults=True).items():
         text = " ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
         words.append(f"{key.replace('_', ' ')} {text}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.device.runtimes.providers import TABLE, provider_of
 from agent.errors import Problem
 from agent.events.settings import ClassRule, DetectRule, LevelRule
 from agent.pipeline.settings import CameraSettings, SensorSettings
@@ -42,6 +43,7 @@ def check(settings: Settings, place: Place, *, for_run: bool = True) -> Found:
         found.errors.extend(_rules_of(path, pipeline, place))
         found.warnings.extend(_missing_source(path, pipeline, place))
     found.warnings.extend(_idle_models(settings, place))
+    found.warnings.extend(_unknown_providers(settings, place))
     found.warnings.extend(_nobody_follows(settings, place))
     return found
 
@@ -171,6 +173,22 @@ def _idle_models(settings: Settings, place: Place) -> Iterator[Problem]:
     for name in settings.models:
         if name not in used:
             yield Problem(place(("models", name)), f"models.{name}", "no camera and no sensor uses this model", None)
+
+
+def _unknown_providers(settings: Settings, place: Place) -> Iterator[Problem]:
+    """Yield a warning for a provider that no known runtime has: a plugin of one's own may, so it is no error.
+
+    Then nothing runs on what was asked for, and each start says so; a pipeline with `fallback: require` never runs.
+    """
+    for name, model in settings.models.items():
+        if not model.run_on.endswith("ExecutionProvider") or provider_of(model.run_on).document:
+            continue
+        path: KeyPath = ("models", name, "run_on")
+        meant = nearest(model.run_on, tuple(provider.name for provider in TABLE))
+        hint = f"did you mean `{meant}`?" if meant else "`holdfast device show` lists what is here"
+        if any(each.startswith(("plugin:", "folder:", "virtual:")) for each in settings.device.runtimes):
+            continue  # one of these may bring it
+        yield Problem(place(path), spell(path), f"no runtime is known to have {model.run_on}", hint)
 
 
 def _hint(word: str, known: Sequence[str], section: str) -> str:

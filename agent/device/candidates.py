@@ -19,6 +19,9 @@ from agent.device.profile import CandidateSpec, Profile
 
 NO_CPU_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
 """ONNX Runtime refuses to make a session when a node would run on its CPU provider instead."""
+FIXED_SHAPES_ONLY = frozenset({"QNNExecutionProvider", "NnapiExecutionProvider", "RknpuExecutionProvider"})
+"""ONNX Runtime's documentation of each: "QNN Execution Provider" (no dynamic shapes), "NNAPI Execution Provider" (the
+model's inputs must have fixed shapes), "RKNPU Execution Provider" (the NPU's compiler takes none)."""
 CPU_SPEC = CandidateSpec(provider="CPUExecutionProvider", variants=("fp32",), threads=("half",))
 
 
@@ -47,7 +50,7 @@ def candidates(
     refused: dict[tuple[object, ...], Outcome] = {}
     for spec in profile.candidates:
         for candidate, refusal in _of_spec(facts, spec, cores, demand):
-            why = refusal or _lack(manifest, candidate.variant, present)
+            why = refusal or _lack(manifest, candidate.variant, present) or _misfit(manifest, candidate)
             if why is None:
                 found.setdefault(candidate)
             else:
@@ -153,6 +156,13 @@ def _lack(manifest: Manifest, variant: str, present: Collection[str] | None) -> 
         return None if is_here else ("lacking", f"{variant} is not on this device: its files were not fetched")
     why = next((refused.reason for refused in manifest.refused if refused.name == variant), None)
     return "lacking", f"the builder left {variant} out: {why}" if why else f"the bundle has no {variant} variant"
+
+
+def _misfit(manifest: Manifest, candidate: Candidate) -> _Why | None:
+    variant = manifest.variant(candidate.variant)
+    if candidate.provider not in FIXED_SHAPES_ONLY or variant is None or variant.is_fixed:
+        return None
+    return "lacking", f"{candidate.provider} compiles for fixed shapes, and the inputs of {candidate.variant} may vary"
 
 
 def _group(candidate: Candidate, why: _Why) -> tuple[object, ...]:

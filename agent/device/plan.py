@@ -5,10 +5,9 @@ Pure: facts, profile, manifest and measurements in; plan and reasons out. Measur
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -183,27 +182,11 @@ def labels(candidates: Iterable[Candidate]) -> dict[Candidate, str]:
     return names
 
 
-def _short(name: str, value: str) -> str:
-    """Return an option for a narrow table: of a JSON document only the values that it ends in."""
-    if value.startswith("{"):
-        with contextlib.suppress(ValueError):
-            return " ".join(_leaves(json.loads(value)))
-    return f"{name.rpartition('.')[2]}={value}"
-
-
-def _leaves(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        for each in value.values():
-            yield from _leaves(each)
-    else:
-        yield str(value)
-
-
 def _apart(candidate: Candidate, group: Sequence[Candidate], *, is_short: bool) -> list[str]:
     """Return the options, the threads and the runtime, as far as not all of the group have them in common."""
     shared = set.intersection(*({*each.options, *each.session_options} for each in group))
     words = [
-        _short(name, value) if is_short else f"{name}={value}"
+        _short_option(name, value) if is_short else f"{name}={value}"
         for name, value in (*candidate.options, *candidate.session_options)
         if (name, value) not in shared
     ]
@@ -212,3 +195,16 @@ def _apart(candidate: Candidate, group: Sequence[Candidate], *, is_short: bool) 
     if any(each.runtime != candidate.runtime for each in group):
         words.append(f"({candidate.runtime.replace(':', '/').rpartition('/')[2] if is_short else candidate.runtime})")
     return words
+
+
+def _short_option(name: str, value: str) -> str:
+    """Return an option in a word: OpenVINO's `load_config={"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}` is `bf16`."""
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    return ",".join(_leaves(found)) if isinstance(found, dict) else f"{name.rpartition('.')[2]}={value}"
+
+
+def _leaves(value: object) -> list[str]:
+    return [leaf for each in value.values() for leaf in _leaves(each)] if isinstance(value, dict) else [str(value)]

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agent.bundle.manifest import VariantName
 
-Provider = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+ExecutionProvider$")]
+ANY = "any"
+"""In place of a provider's name, in the profile for those that no other is for."""
+Provider = Annotated[str, Field(pattern=r"^(any|[A-Za-z0-9]+ExecutionProvider)$")]
 
 
 class _Strict(BaseModel):
@@ -75,7 +77,8 @@ class Profile(_Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     description: str
     accelerator: Provider | None = None
-    """Holds where this provider offers a device, whichever processor there is beside it; None: for a processor or board."""
+    """Holds where this provider offers a device, whichever processor there is beside it; `any`: where one does that no other
+    profile is for; None: for a processor or board."""
     match: Match = Match()
     runtimes: tuple[str, ...] = ()
     """Plugin libraries beside those that are found by themselves, as `plugin:<path of the library>`."""
@@ -83,6 +86,11 @@ class Profile(_Strict):
     limits: Limits = Limits()
     tune: Tune = Tune()
     """Only in a profile for a processor or board: there is one time budget and one objective for a device."""
+
+    def for_provider(self, provider: str) -> Profile:
+        """Return a profile for `any` accelerator as that of this provider."""
+        candidates = tuple(each.model_copy(update={"provider": provider}) for each in self.candidates)
+        return self.model_copy(update={"accelerator": provider, "candidates": candidates})
 
     def limits_for(self, provider: str) -> Limits:  # noqa: ARG002  `Composed` needs it
         """Return the limits that candidates of this provider have to keep."""
@@ -113,8 +121,8 @@ def compose(processor: Profile, accelerators: Sequence[Profile]) -> Profile:
         return processor
     parts = (*accelerators, processor)
     return Composed(
-        name="+".join(part.name for part in (processor, *accelerators)),
-        description=", ".join(part.description for part in (processor, *accelerators)),
+        name="+".join(dict.fromkeys(part.name for part in (processor, *accelerators))),
+        description=", ".join(dict.fromkeys(part.description for part in (processor, *accelerators))),
         match=processor.match,
         candidates=tuple(candidate for part in parts for candidate in part.candidates),
         limits=processor.limits,

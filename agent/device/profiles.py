@@ -5,8 +5,9 @@ not. It measures nothing and looks at no hardware.
 
 A file is for a processor or board, or for an accelerator's provider. Of the first kind the most specific match wins;
 of the second kind the most specific match for each provider that offers a device here, usable or not: what cannot be
-used is refused by name later, not missing. `agent.device.profile.compose` makes one profile of them. Two equally
-specific matches are an error, and `check` finds such pairs before any device does.
+used is refused by name later, not missing. A provider that no file is for gets the one for `any`.
+`agent.device.profile.compose` makes one profile of them. Two equally specific matches are an error, and `check` finds
+such pairs before any device does.
 
 Specificity compares, in this order, and the first difference decides: whether the board is named, *how many* CPU
 features are asked for, the CPU's vendor, the architecture, the operating system. A named board says more than any
@@ -23,7 +24,7 @@ from pathlib import Path
 from agent import yamlfile
 from agent.device.facts import Facts
 from agent.device.hardware.features import ALL_FEATURES, ARCHITECTURE_OF, BASELINE, with_implied
-from agent.device.profile import CandidateSpec, Match, Profile, compose
+from agent.device.profile import ANY, CandidateSpec, Match, Profile, compose
 from agent.device.provideroptions import PLAIN_CPU, PROVIDERS, complaint, meant_by, session_complaint
 from agent.errors import ConfigurationError, OperatorError, Problem
 
@@ -51,8 +52,6 @@ class Selection:
     """Of the processor and its accelerators, as one. Its `runtimes` are also those of accelerators' profiles whose conditions
     hold but whose provider is not here yet: it can only be here once they are opened."""
     verdicts: tuple[Verdict, ...]
-    unprofiled: tuple[str, ...] = ()
-    """Providers that offer a device here and that no profile is for: nothing is tried on them."""
 
 
 def load_profiles(folders: Iterable[Path]) -> list[Profile]:
@@ -113,11 +112,19 @@ def _wrong(profile: Profile, stem: str) -> Iterable[Wrong]:
         yield ("candidates",), "is empty: there is nothing to try", "list at least one provider with its variants"
     if profile.accelerator:
         yield from _wrong_for_an_accelerator(profile, profile.accelerator)
+    elif any(candidate.provider == ANY for candidate in profile.candidates):
+        yield (
+            ("candidates",),
+            f"`{ANY}` is for an accelerator's profile",
+            "write `accelerator: any`, or a provider's name",
+        )
     for index, candidate in enumerate(profile.candidates):
         yield from ((("candidates", index, *key), text, hint) for key, text, hint in _wrong_candidate(candidate))
 
 
 def _wrong_for_an_accelerator(profile: Profile, provider: str) -> Iterable[Wrong]:
+    if provider == PLAIN_CPU:
+        yield ("accelerator",), f"{PLAIN_CPU} is every processor's own", "leave it out: then this is for a processor"
     if "tune" in profile.model_fields_set:
         message = "an accelerator's profile has none: a device has one budget and one objective"
         yield ("tune",), message, "write it in the processor's profile, or the objective under `models:`"
@@ -165,20 +172,26 @@ def select(facts: Facts, profiles: Sequence[Profile], name: str | None = None) -
     Raises:
         OperatorError: no profile matches, two equally specific ones do, or `name` is not among them.
     """
-    mismatches = {profile.name: _why_not(profile, facts) for profile in profiles}
-    matching = [profile for profile in profiles if mismatches[profile.name] is None]
-    parts = _named_parts(name, profiles) if name else [*_best_accelerators(matching)]
-    processors = [part for part in parts if part.accelerator is None]
-    processor = processors[0] if processors else _most_specific(_of_kind(matching, None))
-    accelerators = sorted((part for part in parts if part.accelerator), key=_try_first)
-    chosen = [processor, *accelerators]
+    parts = _named_parts(name, profiles) if name else []
+    named_processors = _of_kind(parts, None)
+    processor = named_processors[0] if named_processors else _best_processor(facts, profiles)
+    strangers = _strangers(facts, profiles, processor)
+    mismatches = {profile.name: _why_not(profile, facts, strangers) for profile in profiles}
+    if not name:
+        parts = [*_best_accelerators([each for each in profiles if mismatches[each.name] is None])]
+    accelerators = sorted((part for part in parts if part.accelerator not in (None, ANY)), key=_try_first)
+    accelerators += [part.for_provider(each) for part in _of_kind(parts, ANY) for each in strangers]
     waiting = [] if name else [each for each in profiles if each.accelerator and not mismatch(each.match, facts)]
-    runtimes = dict.fromkeys(runtime for each in (*chosen, *waiting) for runtime in each.runtimes)
+    runtimes = dict.fromkeys(runtime for each in (processor, *parts, *waiting) for runtime in each.runtimes)
+    chosen = {part.accelerator: part for part in (processor, *parts)}
     return Selection(
         profile=compose(processor, accelerators).model_copy(update={"runtimes": tuple(runtimes)}),
         verdicts=tuple(_verdict(each, chosen, mismatches[each.name], name) for each in profiles),
-        unprofiled=_unprofiled(facts, profiles),
     )
+
+
+def _best_processor(facts: Facts, profiles: Sequence[Profile]) -> Profile:
+    return _most_specific([each for each in _of_kind(profiles, None) if mismatch(each.match, facts) is None])
 
 
 def _best_accelerators(matching: Sequence[Profile]) -> Iterable[Profile]:
@@ -191,22 +204,24 @@ def _of_kind(profiles: Sequence[Profile], provider: str | None) -> list[Profile]
 
 
 def _try_first(profile: Profile) -> tuple[int, str]:
-    """Sort accelerators: the hardware's own provider before one that serves every vendor's hardware."""
+    """Sort accelerators: the operator's own, then the hardware's own provider before one that serves every vendor's."""
     provider = profile.accelerator or ""
     known = list(PROVIDERS)
     return known.index(provider) if provider in known else -1, provider
 
 
-def _unprofiled(facts: Facts, profiles: Sequence[Profile]) -> tuple[str, ...]:
-    known = {candidate.provider for profile in profiles for candidate in profile.candidates}
-    offered = {device.provider for device in facts.devices_here}
-    return tuple(sorted(offered - known - {PLAIN_CPU}))
+def _strangers(facts: Facts, profiles: Sequence[Profile], processor: Profile) -> list[str]:
+    """Return the providers that offer a device here, and that neither a profile is for nor the processor's tries."""
+    known = {profile.accelerator for profile in profiles} | {each.provider for each in processor.candidates}
+    return sorted({device.provider for device in facts.devices_here} - known - {PLAIN_CPU})
 
 
-def _why_not(profile: Profile, facts: Facts) -> str | None:
+def _why_not(profile: Profile, facts: Facts, strangers: Sequence[str]) -> str | None:
     """Return why the profile does not hold here; None where it does."""
     provider = profile.accelerator
-    if provider is None or any(device.provider == provider for device in facts.devices_here):
+    if provider == ANY and not strangers:
+        return "no provider is here that has no profile of its own"
+    if provider in (None, ANY) or any(device.provider == provider for device in facts.devices_here):
         return mismatch(profile.match, facts)
     text = f"no device of {provider}"
     listed = next((each for each in facts.accelerators if each.provider == provider), None)
@@ -284,15 +299,16 @@ def _most_specific(matching: list[Profile]) -> Profile:
     return first
 
 
-def _verdict(profile: Profile, chosen: Sequence[Profile], why_not: str | None, name: str | None) -> Verdict:
-    if profile in chosen:
+def _verdict(profile: Profile, chosen: Mapping[str | None, Profile], why_not: str | None, name: str | None) -> Verdict:
+    winner = chosen.get(profile.accelerator)
+    if profile == winner:
         named_here = name is not None and profile.name in name.split("+")
         how = "named in the configuration" if named_here else "the most specific match"
-        how += f" for {profile.accelerator}" if profile.accelerator and not named_here else ""
+        what = "what no other profile is for" if profile.accelerator == ANY else profile.accelerator
+        how += f" for {what}" if what and not named_here else ""
         return Verdict(profile.name, why_not is None, f"selected: {how}", is_selected=True)
     if why_not is not None:
         return Verdict(profile.name, is_match=False, text=why_not)
-    winner = next((each for each in chosen if each.accelerator == profile.accelerator), None)
     text = f"{winner.name} says more" if winner and not name else f"{name} was named"
     return Verdict(profile.name, is_match=True, text=f"matches, but {text}")
 

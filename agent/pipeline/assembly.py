@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from agent.clock import Clock
 from agent.errors import OperatorError
-from agent.pipeline.loop import Active, LoopSettings
-from agent.pipeline.loop import Judge as JudgeOfLoop
+from agent.pipeline.active import Active
+from agent.pipeline.active import Judge as JudgeOfLoop
+from agent.pipeline.loop import LoopSettings
 from agent.pipeline.messages import Job, MadeBy, PipelineJob, SessionFacts
 from agent.pipeline.settings import CameraSettings, SensorSettings
 from agent.sources.sample import Sample

@@ -21,25 +21,22 @@ import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeAlias
 
 from agent.backoff import Backoff
 from agent.clock import Clock, Random
 from agent.errors import CandidateError, HoldfastError, OperatorError, SourceError
 from agent.events.event import Event
-from agent.inference.answers import Answer
 from agent.log import mask_url
+from agent.pipeline.active import Active, SampleT, Tensors
 from agent.pipeline.handover import Handover, Latest, Queue
 from agent.pipeline.messages import SourceState
 from agent.pipeline.stages import Ring, Stage, Tally
-from agent.sources.sample import Sample, Source
+from agent.sources.sample import Source
 
 log = logging.getLogger(__name__)
-
-SampleT = TypeVar("SampleT", bound=Sample)
-SampleT_contra = TypeVar("SampleT_contra", bound=Sample, contravariant=True)
 
 QUEUE_CAPACITY = 2
 """One sample being worked on and one waiting keep a stage busy; more would only add age."""
@@ -50,44 +47,6 @@ PROVIDER_WAIT_S = 90.0
 PROVIDER_LOOK_S = 0.005
 STABLE_S = 10.0
 """A source that delivered for this long was well: its next failure is a first one again."""
-
-
-Tensors: TypeAlias = Any
-"""A model's inputs or outputs: its own affair, the loop only carries them."""
-
-
-class Model(Protocol[SampleT_contra]):
-    """What the loop wants of a model. The steps run in three threads, and for other pipelines at the same time."""
-
-    def prepare(self, sample: SampleT_contra) -> Tensors:
-        """Return the inputs for one sample, in memory of their own: the next sample is prepared while these run."""
-        ...
-
-    def infer(self, inputs: Tensors) -> Tensors:
-        """Return the outputs. Raises CandidateError where the provider failed."""
-        ...
-
-    def decode(
-        self,
-        outputs: Tensors,
-        sample: SampleT_contra,
-        *,
-        min_score: float | None = None,
-        class_ids: frozenset[int] | None = None,
-    ) -> Answer:
-        """Return the answer. Raises for outputs that are none (NaN, wrong shape)."""
-        ...
-
-
-ObservationT = TypeVar("ObservationT")
-
-
-class Judge(Protocol[ObservationT]):
-    """What the loop wants of tracking and rules (agent.events.judge)."""
-
-    def track(self, answer: Answer, sample: Sample) -> ObservationT: ...
-    def judge(self, observation: ObservationT) -> Sequence[Event]: ...
-    def finish(self) -> Sequence[Event]: ...
 
 
 OpenSource: TypeAlias = Callable[[threading.Event, int], Source[SampleT]]
@@ -103,23 +62,6 @@ class LoopSettings:
     reconnect_first_s: float = 1.0
     reconnect_limit_s: float = 30.0
     first_sample_id: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Active(Generic[SampleT]):
-    """Everything that a sample is worked on with: replaced whole, so that its parts always belong together."""
-
-    model: Model[SampleT]
-    judge: Judge[Any]
-    """Used from the finishing thread only. Tracks and begun events live in it: where the next value has the same judge
-    they go on, else they are ended when the next value's first sample is finished."""
-    min_score: float | None = None
-    class_ids: frozenset[int] | None = None
-    made_by: Mapping[str, str] = field(default_factory=dict)
-    """The bundle that its events are from."""
-    has_fallbacks: bool = False
-    """When the provider fails, another session takes its place: the sample at hand is kept for it."""
-    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(slots=True, eq=False)

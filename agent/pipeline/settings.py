@@ -22,7 +22,8 @@ class CameraSettings(CameraSource):
     model: str | None = None
     """A name under `models:`; may be left out where there is just one."""
     fallback: Fallback = "prefer"
-    """What to do when the model cannot run on what was asked for."""
+    """When the model cannot run on what was asked for (`run_on`) or chosen: `require` does not run this pipeline until it can
+    again, `prefer` runs it on the next best with a warning, `allow` without one."""
     labels: tuple[str, ...] = ()
     """Only these labels become detections; all of the bundle's where none is given."""
     min_score: float | None = None
@@ -39,7 +40,8 @@ class SensorSettings(SensorSource):
     model: str | None = None
     """A name under `models:`; may be left out where there is just one."""
     fallback: Fallback = "prefer"
-    """What to do when the model cannot run on what was asked for."""
+    """When the model cannot run on what was asked for (`run_on`) or chosen: `require` does not run this pipeline until it can
+    again, `prefer` runs it on the next best with a warning, `allow` without one."""
     rules: dict[str, SensorRuleSettings] = {}
     """Where none is given: one `level` rule at the bundle's threshold."""
 
@@ -56,9 +58,11 @@ class ModelSettings(BaseModel):
     """Follow this channel of the release repository (`update:`): its signed releases say what runs."""
 
     run_on: RunOn = "auto"
-    """Where it must run if anything there passes: a device type or a provider. `auto`: whatever measures best."""
+    """Where it must run if anything there passes: `cpu`, `gpu`, `npu`, or a provider such as `OpenVINOExecutionProvider`. `auto`:
+    whatever measures best. What happens where nothing there passes, each pipeline's `fallback` says."""
     objective: Literal["latency", "throughput", "power"] | None = None
-    """What "best" means; the device profile's where it is not given."""
+    """What "best" means: the lowest p99, the most runs a second with all of its pipelines at once, or the least energy a run.
+    The device profile's where it is not given."""
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:

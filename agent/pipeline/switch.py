@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from agent.clock import Clock
 from agent.errors import HoldfastError, OtherRuntimeError
+from agent.pipeline.active import Active
 from agent.pipeline.assembly import (
     Loaded,
     Terms,
@@ -31,7 +32,7 @@ from agent.pipeline.assembly import (
     wants_other_sources,
 )
 from agent.pipeline.jobs import check_kind
-from agent.pipeline.loop import Active, PipelineLoop
+from agent.pipeline.loop import PipelineLoop
 from agent.pipeline.messages import Job, PipelineJob, explain
 from agent.sources.sample import Sample
 

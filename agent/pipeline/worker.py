@@ -24,6 +24,7 @@ from agent.childprocess import Message, ParentLink, open_parent_link
 from agent.clock import Clock, Random, SystemClock, SystemRandom
 from agent.errors import CandidateError, HoldfastError, OperatorError
 from agent.events.event import Event
+from agent.pipeline.active import Active
 from agent.pipeline.assembly import (
     Loaded,
     load,
@@ -34,7 +35,7 @@ from agent.pipeline.assembly import (
     pipeline_settings,
 )
 from agent.pipeline.jobs import check_kind
-from agent.pipeline.loop import Active, PipelineLoop
+from agent.pipeline.loop import PipelineLoop
 from agent.pipeline.messages import Job, PipelineBeat, PipelineJob, explain, payload_bytes
 from agent.pipeline.settings import CameraSettings, SensorSettings
 from agent.pipeline.switch import Pipeline, Switch

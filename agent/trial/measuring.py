@@ -200,6 +200,13 @@ class Measuring:
 
     def _trial(self, candidate: Candidate, *, runs: int, seconds: float) -> None:
         """Run one trial and keep its outcome, unless somebody stopped it."""
+        outcome = self.once(candidate, runs=runs, seconds=seconds)
+        if not self.stop.is_set():
+            self.trials.setdefault(candidate, []).append(outcome)
+            self.progress(outcome)
+
+    def once(self, candidate: Candidate, *, runs: int = FINAL_RUNS, seconds: float = FINAL_S) -> Outcome:
+        """Run one trial, by default one as long as a finalist's, and keep nothing."""
         ask = Ask(
             runs=runs,
             seconds=seconds,
@@ -208,10 +215,7 @@ class Measuring:
             prepared=self.prepared,
             reference=self._reference(candidate),
         )
-        outcome = self._run(candidate, ask)
-        if not self.stop.is_set():
-            self.trials.setdefault(candidate, []).append(outcome)
-            self.progress(outcome)
+        return self._run(candidate, ask)
 
     def _run(self, candidate: Candidate, ask: Ask) -> Outcome:
         """Run one trial; the time until its model was compiled, the first time, is given back to the budget."""

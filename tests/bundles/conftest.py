@@ -132,6 +132,33 @@ def transformer(kind: str = "bert", length: int = 16, width: int = 32, heads: in
     return model(nodes, initializers, shape, [1, 1 if kind == "bert" else 4], "x", "y")
 
 
+def fragile(has_third: bool = True) -> onnx.ModelProto:
+    """Which of red, green and blue is strongest (classes 1 to 3), by three convolutions of 1 by 1.
+
+    Between the first two a channel of no use is a thousand times larger than the three that count. With one scale for the
+    tensor these vanish: both convolutions must stay in float, and the third, where there is one, need not.
+    """
+    before = np.concatenate([np.full((1, 3), 1000), np.eye(3)])
+    layers = {"before": before, "fragile": np.diag([0.0001, 1, 1, 1]), "after": np.eye(4)}
+    nodes, initializers, last = [], [], "x"
+    for name, matrix in layers.items() if has_third else list(layers.items())[:2]:
+        initializers.append(numpy_helper.from_array(matrix.astype(np.float32)[:, :, None, None], f"{name}.weight"))
+        nodes.append(helper.make_node("Conv", [last, f"{name}.weight"], [f"{name}.maps"], name))
+        nodes.append(helper.make_node("Relu", [f"{name}.maps"], [f"{name}.out"], f"{name}/relu"))
+        last = f"{name}.out"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [last], ["m"], "mean"),
+        helper.make_node("Flatten", ["m"], ["logits"], "flatten"),
+        helper.make_node("Softmax", ["logits"], ["y"], "softmax"),
+    ]
+    return model(nodes, initializers, [1, 3, 16, 16], [1, 4], "x", "y")
+
+
+@pytest.fixture
+def make_fragile() -> MakeModel:
+    return fragile
+
+
 @pytest.fixture
 def make_transformer() -> MakeModel:
     return transformer
@@ -175,4 +202,18 @@ def pictures(tmp_path: Path) -> Path:
         rows, columns = np.mgrid[0:40, 0:60]
         pixels = np.stack([rows * (index + 1) * 3, columns * 4 + index * 20, (rows * columns) // (index + 1)], axis=-1)
         cv2.imwrite(str(folder / f"{index}.png"), (pixels % 256).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """Six plain pictures: red, green and blue, each bright and dark."""
+    import cv2
+
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    for index in range(6):
+        pixels = np.full((20, 20, 3), 20, np.uint8)
+        pixels[..., index % 3] = 250 - index * 20
+        cv2.imwrite(str(folder / f"{index}.png"), pixels)
     return folder

@@ -75,11 +75,11 @@ def test_real_face_detector(shared_data: Path, tmp_path: Path):
     assert len(counts) == 3 and sum(counts) > 0
 
 
-def test_variant_that_misses_its_gate_is_left_out_with_its_number(shared_data: Path, tmp_path: Path):
-    """Real YOLOX-Nano loses half of its detections in INT8; that must never reach a device unseen."""
-    images = shared_data / "images"
-    options = Options(labels=("coco",), calibration=images, golden=images, variants=("fp32", "int8"))
-    report = build(shared_data / "models" / "yolox_nano_coco.onnx", tmp_path / "objects", options)
+def test_variant_that_misses_its_gate_is_left_out_with_its_number(save, make_fragile, colours: Path, tmp_path: Path):
+    """Nor does leaving half of its layers in float save it; that must never reach a device unseen."""
+    path = save(make_fragile(has_third=False))
+    options = replace(OPTIONS, calibration=colours, golden=colours, variants=("fp32", "int8"))
+    report = build(path, tmp_path / "objects", options)
     manifest = open_bundle(tmp_path / "objects").manifest
     assert [variant.name for variant in manifest.variants] == ["fp32"]
     (refused,) = manifest.refused
@@ -87,6 +87,8 @@ def test_variant_that_misses_its_gate_is_left_out_with_its_number(shared_data: P
     assert refused.accuracy.drop > 0.01 == refused.accuracy.gate
     assert f"drops by {refused.accuracy.drop:.4g}" in refused.reason
     assert verdicts(report)["int8"] == refused.reason
+    tries = report.variants[1].tries
+    assert len(tries) == 3 and all(each.failure and each.size_bytes for each in tries), "the trade-off is shown"
     blobs = {path.name for path in (tmp_path / "objects" / "blobs").iterdir()}
     assert blobs == {blob.sha256 for blob in blobs_of(manifest)}, "what was left out leaves no file"
 
@@ -98,7 +100,7 @@ def test_gate_is_the_recipes_word(labelled: Path, pictures: Path, tmp_path: Path
     def half(reference, answers, truth, decoder, gate):
         return accuracy.Accuracy(metric="top1_agreement", value=0.95, drop=0.05, gate=gate)
 
-    monkeypatch.setattr(building.accuracy, "judge", half)
+    monkeypatch.setattr(accuracy, "judge", half)
     for gate, expected in ((0.05, ["fp32", "int8", "int8-dynamic"]), (0.049, ["fp32"])):
         build(labelled, tmp_path / "out", with_samples(pictures, max_drop=gate))
         assert [each.name for each in open_bundle(tmp_path / "out").manifest.variants] == expected

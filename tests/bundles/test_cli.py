@@ -56,6 +56,26 @@ def test_build_as_json(model: Path, tmp_path: Path):
     assert values["variants"][1]["is_included"] is False and "golden" in values["variants"][1]["verdict"]
 
 
+def test_trade_off_of_layers_left_in_float_is_printed(save, make_fragile, colours: Path, tmp_path: Path):
+    """How much was given up for the gate, and which sets were tried, in text and for programs."""
+    words = ["build", save(make_fragile()), "--output", tmp_path / "out", "--normalise", "unit", "--variants", "int8"]
+    words += ["--labels", "none,red,green,blue", "--calibration", colours, "--golden", colours]
+    text = run(*words)
+    assert "int8: layers left in float32" in text and "chosen" in text and "misses" in text
+    assert "2 of 4 layers left in float: before, fragile" in text
+    int8 = json.loads(run(*words, "--json"))["variants"][1]
+    assert int8["float_layers"] == ["before", "fragile"]
+    assert [len(each["float_layers"]) for each in int8["tries"]] == [0, 2, 1, 1]
+    assert int8["tries"][0]["accuracy"]["drop"] > 0.01 and int8["tries"][0]["failure"]
+
+
+def test_target_chooses_the_variants(model: Path, tmp_path: Path):
+    """By the hardware, as often as there are kinds of it."""
+    words = ["build", model, "--output", tmp_path / "out", "--normalise", "unit", "--json"]
+    values = json.loads(run(*words, "--target", "qnn,gpu"))
+    assert [each["name"] for each in values["variants"]] == ["fp32", "fp16", "int8-s8", "int8-qnn"]
+
+
 def test_default_output_is_beside_the_model(model: Path):
     """One word is enough to try."""
     run("build", model, "--normalise", "unit")
@@ -86,6 +106,8 @@ def test_verify(built: Path):
         pytest.param(["--labels", "none.txt"], "no such file of labels", id="labels"),
         pytest.param(["--golden", "nowhere"], "no such folder", id="golden"),
         pytest.param(["--dimension", "height"], "expected NAME=SIZE", id="dimension"),
+        pytest.param(["--dimension", "height=640..224"], "expected NAME=SIZE or NAME=MIN..MAX", id="bounds"),
+        pytest.param(["--target", "x68"], "unknown x68", id="target"),
         pytest.param(["--variants", "int7"], "unknown int7", id="variant"),
         pytest.param(["--name", "No Spaces"], "--name", id="name"),
         pytest.param(["--max-drop", "7"], "--max-drop", id="gate"),

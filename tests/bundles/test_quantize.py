@@ -67,7 +67,20 @@ def test_int8_qnn_has_16_bit_activations_and_8_bit_weights(fp32):
     assert {each.data_type for each in zero_points(made)} == {TensorProto.UINT16}
     weights = {each.name: each for each in made.graph.initializer}
     assert weights["w_zero_point"].data_type == TensorProto.INT8
+    steps = {node.domain for node in made.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}}
+    assert steps == {"com.microsoft"}, "ONNX's own know 16 bits from opset 21 only"
     assert all(node.input[0] != "x" for node in made.graph.node if node.op_type == "Conv"), "the input too"
+
+
+def test_int8_qnn_gives_sigmoid_the_scale_that_the_htp_wants(save, make_transformer):
+    """Its manual fixes it: 1/65536 for 16 bits. With any other the compiler refuses the node."""
+    model = repair(read_model(save(make_transformer("bert")))).model
+    feeds = {"x": np.random.default_rng(1).random((1, 16, 4), dtype=np.float32)}
+    made = StaticQuantizer(model, [feeds], "int8-qnn").quantize()
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in made.graph.initializer}
+    sigmoid = next(node for node in made.graph.node if node.op_type == "Sigmoid")
+    after = next(node for node in made.graph.node if node.input[0] == sigmoid.output[0])
+    assert weights[after.input[1]] == pytest.approx(1 / 65536)
 
 
 @pytest.mark.parametrize("name", ["int8", "int8-s8", "int8-qnn"])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import bundles
 from agent.errors import BundleError, ConfigurationError
-from bundles.recipe import Gates, SignalInputRecipe, open_recipe
+from bundles.recipe import TARGETS, Gates, SignalInputRecipe, open_recipe
 
 
 def recipe(folder: Path, text: str) -> Path:
@@ -65,3 +66,48 @@ def test_folder_without_recipe(tmp_path: Path):
     """The wrong folder."""
     with pytest.raises(BundleError, match=r"no bundle\.yaml"):
         open_recipe(tmp_path)
+
+
+def test_variants_come_from_names_and_targets_in_the_manifests_order(tmp_path: Path):
+    """What people know is the hardware; which variants it wants is ours to know."""
+    for text, wanted in (
+        ("", ["fp32", "int8", "int8-dynamic"]),
+        ("targets: [qnn]\n", ["fp32", "int8-qnn"]),
+        ("targets: [gpu, x86]\n", ["fp32", "fp16", "int8", "int8-s8", "int8-dynamic"]),
+        ("targets: [qnn]\nvariants: [int4]\n", ["fp32", "int8-qnn", "int4"]),
+        ("variants: [fp32]\n", ["fp32"]),
+    ):
+        opened = open_recipe(recipe(tmp_path, f"name: x\nmodel: model.onnx\n{text}"))
+        assert list(opened.recipe.wanted) == wanted, text
+
+
+def test_every_target_is_documented_where_people_choose():
+    """A set that nobody can read about is a guess."""
+    page = (Path(bundles.__file__).parent / "recipes" / "any-onnx" / "README.md").read_text("utf-8")
+    for target, variants in TARGETS.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{target}` "))
+        assert all(f"`{variant}`" in row for variant in variants), row
+
+
+def test_mistakes_in_how_variants_are_made_have_their_place(tmp_path: Path):
+    """Before minutes are spent."""
+    text = (
+        "name: x\nmodel: model.onnx\ntargets: [x68]\nvariants: [int7]\n"
+        "dimensions: {height: {min: 640, max: 224}}\n"
+        "quantize:\n  calibration: mean\n  percentile: 101\n  exclude: ['Conv_(']\n  per_chanel: true\n"
+        "  int4: {block_size: 33}\n"
+    )
+    with pytest.raises(ConfigurationError) as refusal:
+        open_recipe(recipe(tmp_path, text))
+    shown = str(refusal.value)
+    for line, part in (
+        (3, "targets"),
+        (4, "variants"),
+        (5, "min 640 is not below max 224"),
+        (7, "quantize.calibration"),
+        (8, "quantize.percentile"),
+        (9, "is no regular expression"),
+        (10, "did you mean `per_channel`"),
+        (11, "block_size"),
+    ):
+        assert f"bundle.yaml:{line}:" in shown and part in shown, shown

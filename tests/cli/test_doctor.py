@@ -55,7 +55,8 @@ def test_device_checks_name_what_is_missing():
         ("probe", "warn"), ("profile", "ok"), ("providers", "ok"),
     ]  # fmt: skip
     assert [check.verdict for check in checks.device(facts(runtime=""), None)] == ["fail"]
-    assert [check.verdict for check in checks.device(facts("NoneExecutionProvider"), None)] == ["ok", "fail"]
+    assert [check.verdict for check in checks.device(facts(), None)] == ["ok", "fail"]
+    assert [check.verdict for check in checks.device(facts("MineExecutionProvider"), None)] == ["ok", "warn"]
     (wrong,) = checks.device(facts("CPUExecutionProvider"), "nope")
     assert (wrong.name, wrong.verdict) == ("profile", "fail")
 

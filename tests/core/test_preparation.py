@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from agent import preparation
+from agent.clock import SystemClock
 from agent.device.facts import Cpu, EpDevice, Facts
 from agent.device.planstore import PlanStore
-from agent.preparation import Preparer
+from agent.preparation import Preparation, Prepared, Preparer, Turns, Wanted
 from simulator.clock import VirtualClock
 
 CPU = Cpu("x", "y", frozenset({"avx2"}), 2, 4)
@@ -37,3 +40,88 @@ def test_driver_that_comes_late_is_found_by_the_next_attempt(tmp_path, probes):
     assert preparer.device(threading.Event())[0] == EARLY
     preparer.look_again()
     assert preparer.device(threading.Event())[0] == LATE
+
+
+def test_turns_come_in_the_order_of_asking(eventually_waiting):
+    """A plain lock would let whoever gave it back take it again, and a model's CPU would wait for another's compiler."""
+    turns, order, threads = Turns(), [], []
+    with turns:
+        for number in range(3):
+            thread = threading.Thread(target=lambda number=number: take(turns, order, number), daemon=True)
+            thread.start()
+            threads.append(thread)
+            eventually_waiting(turns, number + 2)
+        turns.yield_()
+        order.append("back")
+    for thread in threads:
+        thread.join(20)
+    assert order == [0, 1, 2, "back"]
+
+
+def take(turns, order, number):
+    with turns:
+        order.append(number)
+
+
+@pytest.fixture
+def eventually_waiting():
+    def wait(turns, count):
+        clock, never = SystemClock(), threading.Event()
+        deadline_s = clock.monotonic() + 20
+        while len(turns._waiting) < count:
+            assert clock.monotonic() < deadline_s
+            clock.wait(never, 0.002)
+
+    return wait
+
+
+def test_second_models_processor_is_measured_while_the_first_ones_accelerator_waits(
+    tmp_path, monkeypatch, eventually_waiting
+):
+    """Each model serves soon, though one of them compiles for minutes; and no two measure at the same time."""
+    preparer = Preparer(None, PlanStore(tmp_path), VirtualClock())
+    preparer._known = (LATE, SimpleNamespace(tune=SimpleNamespace(objective="latency")))
+    steps, posted, measuring = [], [], threading.Lock()
+
+    def plan(bundle, *_, interim, **__):
+        with measuring:
+            steps.append((bundle, "cpu"))
+            if bundle == "first":
+                eventually_waiting(preparer._measuring, 2)
+        interim(f"interim of {bundle}")
+        with measuring:
+            steps.append((bundle, "accelerator"))
+        return f"plan of {bundle}"
+
+    monkeypatch.setattr(preparation, "stored_plan", lambda *_, **__: None)
+    monkeypatch.setattr(preparation, "make_plan", plan)
+    monkeypatch.setattr(Preparer, "_open", lambda self, wanted, stop: wanted.bundle)
+    threads = [Preparation(Wanted(name, name), preparer, post=posted.append) for name in ("first", "second")]
+    threads[0].start()
+    eventually_waiting(preparer._measuring, 1)
+    threads[1].start()
+    for each in threads:
+        each.join(20)
+    assert steps == [("first", "cpu"), ("second", "cpu"), ("first", "accelerator"), ("second", "accelerator")]
+    plans = [each.plan for each in posted if isinstance(each, Prepared)]
+    assert plans == ["interim of first", "interim of second", "plan of first", "plan of second"]
+
+
+@pytest.mark.parametrize("how", ["is_switch", "is_again"])
+def test_no_interim_plan_where_something_runs_already(tmp_path, monkeypatch, how):
+    """The old bundle runs until the new one is measured to the end; and a slow model is better than three swaps."""
+    preparer = Preparer(None, PlanStore(tmp_path), VirtualClock())
+    preparer._known = (LATE, SimpleNamespace(tune=SimpleNamespace(objective="latency")))
+    posted = []
+
+    def plan(*_, interim, again, **__):
+        assert again == (how == "is_again")
+        interim("interim")
+        return "plan"
+
+    monkeypatch.setattr(preparation, "stored_plan", lambda *_, **__: None)
+    monkeypatch.setattr(preparation, "make_plan", plan)
+    monkeypatch.setattr(Preparer, "_open", lambda self, wanted, stop: wanted.bundle)
+    prepared = preparer.prepare(Wanted("m", "b", **{how: True}), threading.Event(), posted.append)
+    assert prepared.plan == "plan"
+    assert not any(isinstance(each, Prepared) for each in posted)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from agent.device.facts import Accelerator, EpDevice
 from agent.device.hardware.accelerators import accelerators, from_macos
 from agent.device.hardware.gathering import gather
+from agent.device.hardware.support import support_of
 from agent.device.hardware.windowsaccelerators import from_windows
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = EpDevice("CPUExecutionProvider", "cpu")
 
 
@@ -102,6 +108,18 @@ def test_every_accelerator_comes_with_advice(device_facts):
     assert "holdfast[openvino]" in gpu.hint
     (without_driver, _) = facts[1].unused_accelerators
     assert without_driver.hint.startswith("the kernel has bound no driver to it")
+
+
+def test_extras_that_are_advised_exist():
+    """Advice that pip refuses is worse than none."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    kinds = itertools.product(
+        ["Intel", "NVIDIA", "NVIDIA Jetson", "AMD", "Apple", "Qualcomm", "Rockchip"], ["gpu", "npu"]
+    )
+    advised = {extra for kind in kinds for extra in re.findall(r"holdfast\[(\w+)\]", support_of(*kind).hint)}
+
+    assert advised == {"openvino", "gpu", "qnn"}
+    assert advised <= set(project["optional-dependencies"])
 
 
 def test_a_hailo_hat_is_listed_though_no_provider_uses_it(device_tree):

@@ -238,3 +238,20 @@ def test_the_reference_is_fp32_with_the_fewest_threads_whatever_the_order():
 def test_what_run_on_means(run_on, expected):
     """A device type, a provider's name, or anything."""
     assert is_requested(Candidate(OPENVINO, "npu", "fp32", 1), Demand(run_on=run_on)) is expected
+
+
+@pytest.mark.parametrize("shape", [(1, 3, -1, -1), (1, 3, 8, 8)])
+def test_an_open_shape_is_not_offered_to_a_compiler_of_fixed_ones(shape):
+    """Qualcomm's takes minutes to say so."""
+    qnn = {"provider": "QNNExecutionProvider", "device_type": "npu", "variants": ["int8-qnn"]}
+    inputs = [{"name": "x", "dtype": "float32", "shape": shape}]
+    bundle = manifest(variants=[{**variant("int8-qnn"), "inputs": inputs}])
+
+    found, refused = candidates(with_devices(EpDevice("QNNExecutionProvider", "npu")), profile(qnn), bundle)
+
+    tried = [each for each in found if not each.is_plain_cpu]
+    assert bool(tried) is (-1 not in shape)
+    if not tried:
+        assert (
+            refused[0].refusal == "QNNExecutionProvider compiles for fixed shapes, and the inputs of int8-qnn may vary"
+        )

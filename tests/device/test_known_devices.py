@@ -27,6 +27,7 @@ EXPECTED = {
     "core-ultra-no-driver": ("x86-64-avx2+openvino", None),
     "ryzen-zen3": ("x86-64-amd", "CPU fp32-fused"),
     "ryzen-zen3-migraphx": ("x86-64-amd+migraphx", "MIGraphX gpu fp16"),
+    "ryzen-zen3-webgpu": ("x86-64-amd+any-accelerator", "WebGpu gpu fp16"),
     "windows-directml": ("x86-64-avx2+directml", "Dml gpu fp16"),
     "windows-rtx": ("x86-64-amd+tensorrt-rtx+tensorrt+cuda", "NvTensorRTRTX gpu int8-s8"),
     "windows-snapdragon-x": ("aarch64-i8mm+qnn-windows", "QNN npu int8-qnn"),
@@ -43,12 +44,12 @@ EXPECTED = {
     "graviton3": ("aarch64-i8mm", "CPU int8"),
     "cortex-a53": ("aarch64-plain", "CPU int8"),
     "intel-core-ultra": ("x86-64-avx2", "CPU fp32-fused"),
-    "jetson-orin-nano": ("aarch64-dotprod", "CPU int8"),
     "nvidia-desktop": ("x86-64-avx2", "CPU fp32-fused"),
-    "qualcomm-rb3gen2": ("aarch64-dotprod", "CPU int8"),
-    "qualcomm-rb5": ("aarch64-dotprod", "CPU int8"),
     "ryzen-ai": ("x86-64-amd", "CPU fp32-fused"),
     "virtual-machine": ("x86-64-avx2", "CPU fp32-fused"),
+    "jetson-orin-nano": ("aarch64-dotprod", "CPU int8"),
+    "qualcomm-rb3gen2": ("aarch64-dotprod", "CPU int8"),
+    "qualcomm-rb5": ("aarch64-dotprod", "CPU int8"),
     "riscv": ("safe-default", "CPU fp32-fused"),
 }
 """The profile, and the first candidate for a bundle that has every variant; None where a device cannot be used."""

@@ -197,13 +197,47 @@ def test_a_plugin_library_that_a_profile_names_is_opened_before_its_provider_is_
     assert selection.profile.runtimes == ("plugin:/opt/mine.so",)
 
 
-def test_a_provider_that_no_profile_is_for_is_named():
-    """Nothing is tried on it, and somebody should know."""
-    facts = replace(BOX, ep_devices=(*BOX.ep_devices, EpDevice("MineExecutionProvider", "npu")))
+def for_any() -> Profile:
+    spec = CandidateSpec(provider="any", device_type="npu", variants=("int8",))
+    return Profile(name="rest", description="", accelerator="any", candidates=(spec,), limits=Limits(compile_s=99))
 
-    selection = select(facts, [profile("any"), for_accelerator("vino", VINO), for_accelerator("cuda", CUDA)])
 
-    assert selection.unprofiled == ("MineExecutionProvider",)
+def test_providers_that_no_profile_is_for_are_tried_last_with_their_defaults():
+    """A vendor's new plugin is found, tried and measured the day it is installed."""
+    more = [EpDevice("MineExecutionProvider", "npu"), EpDevice("YoursExecutionProvider", "npu")]
+    facts = replace(BOX, ep_devices=(*BOX.ep_devices, *more))
+    profiles = [profile("any"), for_accelerator("vino", VINO), for_accelerator("cuda", CUDA), for_any()]
+
+    selection = select(facts, profiles)
+
+    assert selection.profile.name == "any+cuda+vino+rest"
+    providers = [each.provider for each in selection.profile.candidates]
+    assert providers == [CUDA, VINO, "MineExecutionProvider", "YoursExecutionProvider", "CPUExecutionProvider"]
+    assert selection.profile.limits_for("YoursExecutionProvider").compile_s == 99
+    assert "selected: the most specific match for what no other profile is for" in {
+        each.text for each in selection.verdicts
+    }
+
+
+def test_a_provider_whose_own_profile_does_not_match_is_no_stranger():
+    """Qualcomm's plugin on x86-64 would come back by the side door."""
+    profiles = [profile("any"), for_accelerator("vino", VINO, os="windows"), for_accelerator("cuda", CUDA), for_any()]
+
+    selection = select(BOX, profiles)
+
+    assert selection.profile.name == "any+cuda"
+    verdicts = {each.profile: each.text for each in selection.verdicts}
+    assert verdicts["rest"] == "no provider is here that has no profile of its own"
+
+
+def test_what_another_devices_processor_tries_does_not_count_here():
+    """Only the processor's profile that was selected brings candidates."""
+    spec = CandidateSpec(provider="MineExecutionProvider", device_type="npu", variants=("int8",))
+    elsewhere = profile("elsewhere", board="other").model_copy(update={"candidates": (spec,)})
+    facts = replace(BOX, ep_devices=(EpDevice("MineExecutionProvider", "npu"),))
+
+    assert select(facts, [profile("any"), elsewhere, for_any()]).profile.name == "any+rest"
+    assert select(facts, [profile("any"), elsewhere, for_any()], "elsewhere").profile.name == "elsewhere"
 
 
 def test_an_operators_own_accelerator_is_tried_before_those_that_are_known():
@@ -257,9 +291,10 @@ def test_every_device_gets_one_processor_profile_and_at_most_one_for_each_accele
 
     chosen = [each for each in shipped if each.name in selection.profile.name.split("+")]
     accelerators = [each.accelerator for each in chosen if each.accelerator]
+    assert ("any" in accelerators) == any(each.provider == "MineExecutionProvider" for each in facts.ep_devices)
     assert len(chosen) == len(accelerators) + 1
     assert len(set(accelerators)) == len(accelerators)
-    assert set(accelerators) <= {each.provider for each in facts.ep_devices}
+    assert set(accelerators) - {"any"} <= {each.provider for each in facts.ep_devices}
     assert {each.profile for each in selection.verdicts if each.is_selected} == {each.name for each in chosen}
 
 
@@ -337,6 +372,8 @@ GOOD = "name: mine\ndescription: d\ncandidates:\n  - provider: CPUExecutionProvi
         pytest.param(NPU.replace("balanced", "[]"), "mine.yaml:7:5", "is empty", id="no-value"),
         pytest.param(GOOD + "    session_options: {session.disable_prepackin: '1'}\n", "mine.yaml:6:23",
                      "no session entry", id="session-option"),
+        pytest.param(GOOD.replace("CPUExecutionProvider", "any"), "mine.yaml:3:1", "is for an accelerator", id="any"),
+        pytest.param(GOOD + "accelerator: CPUExecutionProvider\n", "mine.yaml:6:1", "processor's own", id="plain-cpu"),
         pytest.param(GOOD + "match: {provider: CUDAExecutionProvider}\n", "mine.yaml:6:9", "unknown key", id="old-match"),
     ],
 )  # fmt: skip

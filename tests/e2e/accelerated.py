@@ -76,10 +76,10 @@ class Board:
 
     # -- what there is -----------------------------------------------------------------------------------------------
 
-    def declare(self, *accelerators: Mapping[str, Any], cpu_ms: float | None = 30.0, **more: Any) -> None:
-        """Write the board's hardware file."""
-        cpu = {} if cpu_ms is None else {"cpu": {"run_ms": cpu_ms}}
-        self.hardware.write_text(yaml.safe_dump({**cpu, "accelerators": [dict(each) for each in accelerators], **more}))
+    def declare(self, *accelerators: Mapping[str, Any], cpu: Mapping[str, float] | None = None) -> None:
+        """Write the board's hardware file; its processor takes 30 ms where nothing else is said."""
+        declared = {"cpu": dict(cpu or {"run_ms": 30}), "accelerators": [dict(each) for each in accelerators]}
+        self.hardware.write_text(yaml.safe_dump(declared))
 
     def try_on(self, *accelerators: tuple[str, str], limits: Mapping[str, Any] | None = None) -> None:
         """Write the board's profile: one thread of the processor, and these providers with their device types."""
@@ -130,6 +130,7 @@ class Board:
         options: Sequence[str] = (),
     ) -> None:
         """Start the agent; one model with one camera where nothing else is given."""
+        self.info, self.conditions = {}, {}
         config = self.holdfast.write_config(
             device={
                 "name": DEVICE,

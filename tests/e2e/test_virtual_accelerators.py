@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -75,7 +76,7 @@ DEVICES: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "Wrong": ({"wrong_results": "negated"}, "wrong", r"agrees with the golden answers by 0\.000; at least 0\.990"),
     "Undefined": ({"wrong_results": "nan"}, "failed", "NaN|no numbers|not finite"),
     "Scattered": ({"supported_ops": ["Softmax", "Conv", "FusedConv"]}, "misplaced", rf"only 20% .*{CPU} 4, \w+ 1"),
-    "Slow": ({"run_ms": 60}, "slow", r"worse than the CPU: p99 6\d\.\d\d ms, where CPU fp32 ×1 has 3\d\.\d\d ms"),
+    "Slow": ({"run_ms": 60}, "slow", r"worse than the CPU: (p99|median) \d+\.\d\d ms, where CPU fp32 ×1 has \d+\.\d\d ms"),
     "Greedy": ({"leaks_mb": 20}, "memory", r"MiB.*limit is 400 MiB|400 MiB"),
     "Dying": ({"dies_after": 20}, "failed", "Dying failed while running: the device does not answer any more"),
     "Fragile": ({"crashes_after": 20}, "failed", "SIGABRT.*Fragile: the driver crashed"),
@@ -122,7 +123,7 @@ def test_the_fastest_that_answers_right_is_chosen_and_the_rest_are_ranked(planne
     plan = planned.plan()
     assert [each.provider for each in plan.ranked] == [SWIFT, ep("Partial"), CPU]
     assert plan.chosen.provider == SWIFT
-    assert re.search(r"Swift npu fp32 has the lowest p99, \d+\.\d\d ms; next is Partial npu fp32 with", plan.reason)
+    assert re.match(r"Swift npu fp32 has the lowest p99, \d+\.\d\d ms; next is ", plan.reason)
 
 
 def test_partial_placement_is_counted(planned: Board) -> None:
@@ -167,7 +168,9 @@ def test_cpu_serves_while_the_accelerator_compiles_and_then_is_swapped(board: Bo
     board.start()
     board.until(lambda: len(board.providers()) > before, "events after the second start")
     assert set(board.providers()[before:]) == {SWIFT}
+    board.until(lambda: board.model().get("actual") is not None, "word of the session")
     assert board.model()["actual"]["was_prepared"] is True
+    board.stop()
 
 
 # -- running -----------------------------------------------------------------------------------------------------------------
@@ -191,7 +194,7 @@ def test_unplugged_device_is_left_at_once_and_taken_back_later(board: Board, pri
     board.until(lambda: f"accelerator-degraded/{MODEL}" not in board.conditions, "the condition's end")
     nothing_is_lost(board)
     made_by = board.providers()
-    printer(f"events: {len(made_by)}, lost: 0 (by {' '.join(dict.fromkeys(made_by))})")
+    printer(f"events: {len(made_by)}, lost: 0, by {', then '.join(provider for provider, _ in groupby(made_by))}")
     assert CPU not in made_by[made_by.index(SWIFT) :], "the next best was there: there was no need for the processor"
 
 
@@ -303,25 +306,30 @@ def test_run_on_decides_where_it_runs_if_anything_there_passes(board: Board) -> 
     plan = board.plan()
     assert (plan.requested, plan.fallback) == ("gpu", None)
     assert plan.reason.startswith("`run_on: gpu` was asked for.")
-    assert [each.provider for each in plan.ranked][:2] == [SPARE, SWIFT]
+    assert board.outcome(SWIFT).refusal == "not measured: `run_on: gpu` was asked for, and passed"
     board.stop()
 
 
 def test_objectives_choose_differently_on_the_same_hardware(board: Board) -> None:
     """The fastest alone, the most at a time, and the one that leaves the host asleep are three devices."""
     board.declare(
-        device("Quick", 6, cpu_ms=5),
-        device("Wide", 14, cpu_ms=2, parallel=4, device_type="gpu"),
-        device("Calm", 10, device_type="npu"),
+        device("Quick", 12, cpu_ms=2),
+        device("Wide", 28, cpu_ms=0.5, parallel=4, device_type="gpu"),
+        device("Calm", 40),
+        cpu={"run_ms": 60, "cpu_ms": 15},
     )
     board.try_on((ep("Quick"), "npu"), (ep("Wide"), "gpu"), (ep("Calm"), "npu"))
     bundle = str(board.bundle())
-    objectives = ("latency", "throughput", "power")
+    objectives = {"latency": 1, "throughput": 4, "power": 1}
     board.start(
         models={each: {"bundle": bundle, "objective": each} for each in objectives},
-        cameras={f"{each}-{number}": board.camera(model=each) for each in objectives for number in range(4)},
+        cameras={
+            f"{each}-{number}": board.camera(model=each, pace="own", fps=4)
+            for each, cameras in objectives.items()
+            for number in range(cameras)
+        },
     )
-    board.until(lambda: len(board.plans()) == 3, "three plans", within_s=90)
+    board.until(lambda: len(board.plans()) == 3, "three plans", within_s=180)
     chosen = {plan.demand.objective: plan.chosen.provider for plan in board.plans()}
     assert chosen == {"latency": ep("Quick"), "throughput": ep("Wide"), "power": ep("Calm")}
     board.stop()

@@ -7,6 +7,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,19 @@ def eventually() -> Callable[..., None]:
 class Core:
     """As much of core as the workers need: one queue, one thread that empties it."""
 
-    def __init__(self, bundle, *, kind="camera", variant="fp32", limits=None, **pipelines):
+    def __init__(self, bundle, *, kind="camera", variant="fp32", limits=None, of_job=None, **pipelines):
         self.notes: queue.Queue = queue.Queue()
         self.events = []
         self.made_by = []
         self.swaps = []
+        self.troubles = []
         self.conditions = Conditions(CLOCK)
-        self.job = self._make_job(bundle, variant, kind, pipelines)
+        self.job = replace(self._make_job(bundle, variant, kind, pipelines), **(of_job or {}))
         self.workers = Workers(
             post=self.notes.put,
             on_event=self._take_event,
             on_swap=lambda model, error: self.swaps.append((model, error)),
+            on_trouble=lambda model, job, reason: self.troubles.append((job.candidate, reason)),
             conditions=self.conditions,
             clock=CLOCK,
             random=SystemRandom(),
@@ -67,6 +70,10 @@ class Core:
         """Ask for another bundle; the pipelines' settings stay unless they are given anew."""
         pipelines = {each.name: {**each.settings, **pipelines.get(each.name, {})} for each in self.job.pipelines}
         self.workers.swap(self._make_job(bundle, variant, self.job.pipelines[0].kind, pipelines))
+
+    def degrade(self, candidate, **of_job):
+        """Let the present bundle run on another candidate, away from one that failed."""
+        self.workers.swap(replace(self.job, candidate=candidate, **of_job), "degrade")
 
     def turn(self):
         """Deal with what has come, then with the time."""

@@ -12,7 +12,8 @@ from agent.clock import SystemClock
 from agent.errors import CandidateError, OperatorError, SourceError
 from agent.events.event import Event
 from agent.inference.answers import Score
-from agent.pipeline.loop import INVALID_LIMIT, Active, LoopSettings, PipelineLoop
+from agent.pipeline.active import Active
+from agent.pipeline.loop import INVALID_LIMIT, LoopSettings, PipelineLoop
 from agent.pipeline.stages import Tally
 from simulator.clock import SeededRandom
 

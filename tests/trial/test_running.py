@@ -139,6 +139,28 @@ def test_short_rounds_are_short(make_tiny_bundle, tiny_classifier):
     assert trial(slow, ask=Ask(runs=20, seconds=0.0)).measurement.runs == 5
 
 
+@pytest.mark.parametrize(("smallest", "is_refused"), [(2, True), (8, False)])
+def test_an_open_shape_is_run_at_both_its_ends(make_tiny_bundle, tiny_classifier, smallest, is_refused):
+    """A provider that compiles for the usual size may fail on the others, which the golden samples never have."""
+    import onnx
+
+    model = onnx.load_from_string(tiny_classifier())
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    del model.graph.node[0].attribute[:]  # no padding: the 3×3 kernel does not fit a picture of 2×2
+    folder = make_tiny_bundle({"fp32": model.SerializeToString()})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    bounds = {"2": [smallest, 64], "3": [smallest, 64]}
+    manifest["variants"][0]["inputs"] = [
+        {"name": "image", "dtype": "float32", "shape": [1, 3, -1, -1], "bounds": bounds},
+    ]
+    (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True, separators=(",", ":")))
+
+    outcome = trial(folder)
+
+    assert (outcome.refusal is not None) is is_refused, outcome.refusal
+
+
 def test_a_damaged_model_is_a_refusal_with_its_path(make_tiny_bundle):
     """Half a download must not become a traceback."""
     folder = make_tiny_bundle({"fp32": b"\x08\x08 this is no model"})

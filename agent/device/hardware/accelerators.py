@@ -6,6 +6,7 @@ picture are left out: those of virtual machines and of boards' management contro
 What is not known here:
 - Windows: which entries of the registry's driver classes are plugged in now. One that was removed stays listed until its
   driver is uninstalled; only the providers (DirectML asks DXGI) tell.
+- Linux inside Windows (WSL): only that there is a /dev/dxg, not whose GPU is behind it.
 - macOS on Intel: nothing tells of its GPUs without asking a framework.
 - A Raspberry Pi's VideoCore: no provider computes on it, so it is no accelerator.
 """

@@ -6,11 +6,15 @@ table in `providers` says what they can drive. Whether they do on this machine, 
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import onnxruntime
 
 from agent.device.facts import BUILT_IN, EpDevice
+from agent.device.plan import Candidate
 from agent.device.runtimes import ortdevices
-from agent.device.runtimes.ortsession import Selection, open_session
+from agent.device.runtimes.ortsession import open_session
 from agent.device.runtimes.providers import CPU_PROVIDER, NO_PROVIDERS, known_devices
 from agent.device.runtimes.runtime import Opening, RuntimeSession
 
@@ -27,29 +31,46 @@ class BuiltInRuntime:
         """Return the devices of its providers; of another wheel in a folder, those that the built-in one has not."""
         listed = [
             ortdevices.describe(device, runtime=self._id, library_version=self._library_version)
-            for device in ortdevices.ep_devices()
+            for device in _own_devices()
         ]
         names = {device.provider for device in listed} | NO_PROVIDERS
         if self._id != BUILT_IN:  # the plain CPU provider is the built-in runtime's, once for the device
             listed = [device for device in listed if device.provider != CPU_PROVIDER]
         legacy = [
             EpDevice(provider=name, device_type=kind, runtime=self._id, library_version=self._library_version)
-            for name in onnxruntime.get_available_providers()
+            for name in ortdevices.built_in_providers()
             if name not in names
             for kind in known_devices(name)
         ]
         return ortdevices.in_order([*listed, *legacy])
 
     def open(self, opening: Opening) -> RuntimeSession:
-        return open_session(opening, self._select(opening))
+        return open_session(opening, self._devices_for(opening.candidate))
 
-    def _select(self, opening: Opening) -> Selection:
-        candidate = opening.candidate
-        available = onnxruntime.get_available_providers()
-        devices = ortdevices.ep_devices()
+    def _devices_for(self, candidate: Candidate) -> list[Any]:
+        """Return the devices for a candidate; none where it is selected by its provider's name.
+
+        Raises:
+            CandidateError: there is no such provider or device here.
+        """
+        available = ortdevices.built_in_providers()
+        devices = _own_devices()
         matching = ortdevices.matching(devices, candidate)
         if matching and (candidate.provider not in available or not candidate.is_plain_cpu):
-            return Selection(devices=tuple(matching))
+            return matching
         if candidate.provider in available and candidate.device_type in known_devices(candidate.provider):
-            return Selection()
+            return []
         raise ortdevices.unavailable(candidate, devices, available)
+
+
+def _own_devices() -> list[Any]:
+    """Return the listed devices without those of plugins that were registered in this process: they are no part of it.
+
+    A wheel may bring its CUDA provider as a plugin that it registers by itself; that library lies inside the package.
+    """
+    package = Path(onnxruntime.__file__).parent
+    return [
+        device
+        for device in ortdevices.ep_devices()
+        if Path(device.ep_metadata.get("library_path", package)).is_relative_to(package)
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import onnxruntime
@@ -14,6 +15,23 @@ from agent.errors import CandidateError
 
 _NOT_THE_DEVICES = frozenset({"version", "library_path", "Description", "LUID", "DxgiAdapterNumber"})
 """Metadata that is shown elsewhere, or changes without the device: a path of the installation, Windows' numbers of one boot."""
+
+
+_of_plugins: set[str] = set()
+"""Providers that plugins added to ONNX Runtime's list of this process."""
+
+
+def built_in_providers() -> list[str]:
+    """Return the names of the providers inside the wheel; ONNX Runtime's own list has those of registered plugins too."""
+    return [name for name in onnxruntime.get_available_providers() if name not in _of_plugins]
+
+
+@contextlib.contextmanager
+def registering() -> Iterator[None]:
+    """Note which providers a plugin adds."""
+    before = set(onnxruntime.get_available_providers())
+    yield
+    _of_plugins.update(set(onnxruntime.get_available_providers()) - before)
 
 
 def ep_devices() -> list[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,13 +57,6 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """How a session is told where to run: by devices, or, where there are none, by the provider's name."""
-
-    devices: tuple[Any, ...] = ()
-
-
 class OrtSession:
     """An ONNX Runtime session on one provider. `run` may be called from several threads at once."""
 
@@ -100,8 +92,12 @@ class OrtSession:
         return Path(self._session.end_profiling())
 
 
-def open_session(opening: Opening, selection: Selection) -> OrtSession:
+def open_session(opening: Opening, devices: Sequence[Any] = ()) -> OrtSession:
     """Make a session, from what an earlier one has prepared where that is whole.
+
+    Args:
+        opening: Of which model, how, and what is kept.
+        devices: ONNX Runtime's objects for the devices to run on; empty for a built-in provider that lists none.
 
     Raises:
         BundleError: the file is missing, empty, truncated or no ONNX model.
@@ -109,20 +105,20 @@ def open_session(opening: Opening, selection: Selection) -> OrtSession:
     """
     _check_file(opening.model_path)
     _check_options(opening.candidate)
-    make = partial(_make, opening, selection)
+    make = partial(_make, opening, devices)
     if opening.prepared is None:
         return make(AS_IT_IS)
     return open_or_make(opening.prepared, opening.candidate, make)
 
 
-def _make(opening: Opening, selection: Selection, variation: Variation) -> OrtSession:
+def _make(opening: Opening, devices: Sequence[Any], variation: Variation) -> OrtSession:
     candidate = opening.candidate
     path = variation.model_path or opening.model_path
     options = _session_options(candidate, variation)
     if opening.trace is not None and not variation.is_draft:
         options.enable_profiling = True
         options.profile_file_prefix = str(opening.trace)
-    arguments = _choose_provider(candidate, selection, variation, options)
+    arguments = _choose_provider(candidate, devices, variation, options)
     try:
         session = onnxruntime.InferenceSession(str(path), options, enable_fallback=0, **arguments)
         made = OrtSession(session, candidate, path, is_tracing=options.enable_profiling)
@@ -159,14 +155,14 @@ def _session_options(candidate: Candidate, variation: Variation) -> onnxruntime.
 
 
 def _choose_provider(
-    candidate: Candidate, selection: Selection, variation: Variation, options: onnxruntime.SessionOptions
+    candidate: Candidate, devices: Sequence[Any], variation: Variation, options: onnxruntime.SessionOptions
 ) -> dict[str, Any]:
     """Return the arguments that select a provider by its name, or put its devices into `options`."""
     provider_options = options_for(candidate) | dict(variation.provider_options)
-    if not selection.devices:
+    if not devices:
         return {"providers": [(candidate.provider, provider_options), *_assistants(candidate)]}
     try:
-        options.add_provider_for_devices(list(selection.devices), provider_options)
+        options.add_provider_for_devices(list(devices), provider_options)
     except ORT_ERRORS as error:
         raise CandidateError(f"{candidate.label} cannot be used: {one_line(error)}") from error
     return {}
@@ -196,7 +192,7 @@ def _check_provider(providers: Sequence[str], assignment: Assignment, candidate:
     taken = sum(assignment.nodes.values())
     if candidate.provider not in providers or (taken and not assignment.nodes.get(candidate.provider)):
         raise CandidateError(
-            f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes)}",
+            f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes) or 'the CPU'}",
             where=str(path),
             hint="the driver's own words are in the log; install the driver, or take the provider out of the profile",
         )

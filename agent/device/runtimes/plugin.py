@@ -15,7 +15,7 @@ import onnxruntime
 
 from agent.device.facts import EpDevice
 from agent.device.runtimes import ortdevices
-from agent.device.runtimes.ortsession import ORT_ERRORS, Selection, one_line, open_session
+from agent.device.runtimes.ortsession import ORT_ERRORS, one_line, open_session
 from agent.device.runtimes.providers import registration_name
 from agent.device.runtimes.runtime import Opening, RuntimeSession
 from agent.errors import CandidateError
@@ -48,7 +48,7 @@ class PluginRuntime:
         matching = ortdevices.matching(devices, opening.candidate)
         if not matching:
             raise ortdevices.unavailable(opening.candidate, devices)
-        return open_session(opening, Selection(devices=tuple(matching)))
+        return open_session(opening, matching)
 
     def _own(self) -> list[Any]:
         """Return the devices of this library. Before 1.24 ONNX Runtime does not say whose they are: then what is new."""
@@ -84,7 +84,8 @@ def open_plugin(location: str, runtime_id: str) -> PluginRuntime:
 
 def _register(name: str, library: Path) -> None:
     try:
-        onnxruntime.register_execution_provider_library(name, str(library))
+        with ortdevices.registering():
+            onnxruntime.register_execution_provider_library(name, str(library))
     except AttributeError as error:
         raise CandidateError(
             f"ONNX Runtime {onnxruntime.__version__} takes no plugins", where=str(library), hint="install 1.24 or newer"

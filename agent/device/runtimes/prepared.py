@@ -5,8 +5,9 @@ and the folder in which a provider keeps its own cache. All are made the same wa
 temporary sibling, an index with every file's size and SHA-256 comes last, and a rename makes it the folder, so builders that
 meet do not harm each other and a power cut leaves nothing half. The session that serves is then loaded from the folder.
 
-A cache, never an error: what is damaged is deleted and made again; what does not load is deleted and the model itself is used;
-a disk that is full or read-only is logged and done without. Nothing in here is taken from outside this device.
+A cache, never an error: what is damaged is deleted and made again; what does not load is made again, and where that does not
+load either, the model itself is used from then on; a disk that is full or read-only is logged and done without. Nothing in here
+is taken from outside this device.
 """
 
 from __future__ import annotations
@@ -96,14 +97,12 @@ def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT]) -> Se
     if provider.keeps == "nothing":
         return make(AS_IT_IS)
     index = read_whole(folder)
-    if index is not None and not index.is_useless and (session := _load(folder, index, provider, make)):
+    if index is not None and index.is_useless:
+        return make(AS_IT_IS)
+    if index is not None and (session := _load(folder, index, provider, make)):
         session.was_prepared = True
         return session
-    if index is None or not index.is_useless:
-        session = _prepare_and_load(folder, provider, make)
-        if session is not None:
-            return session
-    return make(AS_IT_IS)
+    return _prepare_and_load(folder, provider, make, replaces=index is not None) or make(AS_IT_IS)
 
 
 def read_whole(folder: Path) -> Index | None:
@@ -126,9 +125,9 @@ def read_whole(folder: Path) -> Index | None:
     return None
 
 
-def _prepare_and_load(folder: Path, provider: Provider, make: Make[SessionT]) -> SessionT | None:
+def _prepare_and_load(folder: Path, provider: Provider, make: Make[SessionT], *, replaces: bool) -> SessionT | None:
     """Fill the folder and load from it, which proves it. What proves useless is marked, or each start would try again."""
-    index = _prepare(folder, provider, make)
+    index = _prepare(folder, provider, make, replaces=replaces)
     if index is None or index.is_useless:
         return None
     before = _stamps(folder)
@@ -142,17 +141,15 @@ def _prepare_and_load(folder: Path, provider: Provider, make: Make[SessionT]) ->
 
 
 def _load(folder: Path, index: Index, provider: Provider, make: Make[SessionT]) -> SessionT | None:
-    """Return a session from what is prepared; None, and nothing is left of it, where it does not load."""
+    """Return a session from what is prepared; None where it does not load. It stays: a device may only be away."""
     before = _stamps(folder)
     try:
         session = make(_loading(folder, provider))
     except (BundleError, CandidateError) as error:
-        log.warning("the prepared model in %s does not load and is deleted: %s", folder, error.message)
-        _delete(folder)
+        log.warning("the prepared model in %s does not load: %s", folder, error.message)
         return None
     if (session.inputs, session.outputs) != (index.inputs, index.outputs):
-        log.warning("the prepared model in %s has other inputs or outputs and is deleted", folder)
-        _delete(folder)
+        log.warning("the prepared model in %s has other inputs or outputs than the model", folder)
         return None
     if _stamps(folder) != before:
         _seal_again(folder, index)
@@ -161,18 +158,20 @@ def _load(folder: Path, index: Index, provider: Provider, make: Make[SessionT]) 
     return session
 
 
-def _prepare(folder: Path, provider: Provider, make: Make[SessionT]) -> Index | None:
-    """Fill the folder; None where that cannot be done here and now."""
+def _prepare(folder: Path, provider: Provider, make: Make[SessionT], *, replaces: bool) -> Index | None:
+    """Fill the folder; None where that cannot be done here and now. What is there goes once its successor is made."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         with _workshop(folder) as workshop:
             index = _draft(workshop, provider, make)
+            if replaces:
+                _delete(folder)
             _publish(workshop, folder, index)
             return index
     except OSError as error:
         log.warning("nothing can be kept in %s, so every start prepares the model anew: %s", folder, error)
-    except CandidateError as error:
+    except (BundleError, CandidateError) as error:  # a full disk is "Protobuf serialization failed" to ONNX Runtime
         log.warning("a prepared model for %s cannot be made: %s", folder, error.message)
     return None
 
@@ -212,6 +211,7 @@ def _drafting(folder: Path, provider: Provider) -> Variation:
                 "ep.context_enable": "1",
                 "ep.context_file_path": str(folder / MODEL),
                 "ep.context_embed_mode": "0",
+                "ep.context_model_external_initializers_file_name": WEIGHTS,  # of the nodes that are left to others
             }
             return Variation(session_options=entries, is_draft=True)
         case _:

@@ -184,7 +184,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         "DmlExecutionProvider",
         document=_ORT + "DirectML-ExecutionProvider.html",
-        devices={"gpu": {}, "npu": {"device_filter": "npu"}},
+        devices={"gpu": {}},  # an NPU only where ONNX Runtime lists it
         known_options=frozenset(
             {
                 "device_id",

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import onnxruntime
 import pytest
+import yaml
 
 from agent.device.plan import Candidate
 from agent.device.runtimes import ortdevices, ortsession
@@ -21,6 +22,7 @@ from agent.device.runtimes.providers import (
 )
 from agent.device.runtimes.runtime import Opening
 from agent.errors import CandidateError
+from agent.resources import device_profiles
 
 
 def test_cpu_is_a_device_and_a_web_service_is_none() -> None:
@@ -106,6 +108,18 @@ def test_plugin_and_classic_form_of_a_provider_differ() -> None:
     assert options_for(classic)["device_type"] == "NPU"
     assert "device_type" not in options_for(plugin)
     assert (unknown_options(classic), unknown_options(plugin)) == ([], ["precision"])
+
+
+@pytest.mark.parametrize("path", sorted(device_profiles().glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_profiles_use_options_and_devices_that_their_providers_have(path: Path) -> None:
+    """An option that is refused at opening would take a whole kind of device out of the running."""
+    for spec in yaml.safe_load(path.read_text())["candidates"]:
+        if not spec["provider"].endswith("ExecutionProvider"):
+            continue
+        options = tuple((name, "") for name in spec.get("options", {}))
+        candidate = Candidate(spec["provider"], spec.get("device_type", "cpu"), "fp32", 1, options)
+        assert unknown_options(candidate) == []
+        assert candidate.device_type in known_devices(candidate.provider)
 
 
 def test_tensorrt_leaves_the_rest_to_cuda_unless_it_must_run_all(monkeypatch: pytest.MonkeyPatch) -> None:

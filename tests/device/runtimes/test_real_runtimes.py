@@ -122,6 +122,7 @@ answer = {
     "found": find_runtimes(),
     "version": runtime.version,
     "devices": [(each.provider, each.library_version) for each in runtime.devices()],
+    "built-in": [each.provider for each in open_runtime("built-in").devices()],
     "nodes": [dict(session.nodes) for session in sessions],
     "was_prepared": [session.was_prepared for session in sessions],
     "outputs": [run(session, inputs) for session in sessions],
@@ -137,6 +138,7 @@ answer = {
     assert "plugin:onnxruntime_qnn" in found["found"]
     assert found["devices"] == [["QNNExecutionProvider", found["version"]]]
     assert found["version"] >= "2."
+    assert found["built-in"] == ["CPUExecutionProvider"], "one process holds both: each has its own"
     assert set(found["nodes"][0]) == {"QNNExecutionProvider"}
     assert found["nodes"][0]["QNNExecutionProvider"] > 300
     assert found["nodes"][1] == found["nodes"][0], "an EPContext model has one node left; the record is of the whole"
@@ -150,6 +152,50 @@ answer = {
     assert "has no option backend_typ, and would ignore it" in found["misspelt"]
     assert "runs none of this model" in found["gpu"], "its GPU backend fails on stderr only"
     assert "offers no npu device here; it offers: cpu" in found["npu"]
+
+
+def test_graph_that_an_npu_takes_in_parts_is_kept_with_the_weights_of_the_rest(
+    accelerators: Path, in_child: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Shifting bits is the CPU's here: two parts on the NPU, and the border between them is told."""
+    weights = np.random.default_rng(0).integers(0, 3, (700, 700)).astype(np.uint8)
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["positive"], "relu"),
+        onnx.helper.make_node("Cast", ["positive"], ["bytes"], "cast", to=onnx.TensorProto.UINT8),
+        onnx.helper.make_node("BitShift", ["bytes", "weights"], ["shifted"], "shift", direction="LEFT"),
+        onnx.helper.make_node("Cast", ["shifted"], ["floats"], "back", to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("ReduceMean", ["floats"], ["y"], "mean", axes=[0]),
+    ]
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 700]) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        nodes, "parts", tensors[:1], tensors[1:], [onnx.numpy_helper.from_array(weights, "weights")]
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "parts.onnx")
+    code = (
+        OPEN
+        + """
+folder = Path(sys.argv[1])
+npu = Candidate("QNNExecutionProvider", "cpu", "int8", 1, runtime="plugin:onnxruntime_qnn")
+sessions = [open_session(folder / "parts.onnx", npu, prepared=folder / "kept") for _ in range(2)]
+answer = {
+    "was_prepared": [session.was_prepared for session in sessions],
+    "assignments": [[dict(each.assignment.nodes), dict(each.assignment.partitions)] for each in sessions],
+    "outputs": [run(session, {"x": np.ones((1, 700), np.float32)})["y"] for session in sessions],
+    "kept": sorted(path.name for path in (folder / "kept").iterdir()),
+}
+"""
+    )
+    found = in_child(code, tmp_path, path=(accelerators / "plugins",))
+    placed = [
+        {"QNNExecutionProvider": 4, "CPUExecutionProvider": 1},
+        {"QNNExecutionProvider": 2, "CPUExecutionProvider": 1},
+    ]
+    assert found["assignments"] == [placed, placed]
+    assert found["was_prepared"] == [False, True]
+    assert "weights.bin" in found["kept"]
+    for output in found["outputs"]:
+        np.testing.assert_allclose(output, np.left_shift(1, weights).mean(axis=0, keepdims=True), rtol=1e-2)
 
 
 def test_openvinos_virtual_npus_are_listed_and_cannot_be_used(

@@ -1,0 +1,278 @@
+"""What each model runs: interim and final plans, policy, and what takes over; with stand-ins for threads and processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agent import app, running
+from agent.clock import SystemRandom
+from agent.device.plan import Candidate, Measurement, Outcome, Plan
+from agent.errors import CandidateError
+from agent.paths import open_state
+from agent.pipeline.drift import AGAIN_FIRST_S, SUSTAINED_S
+from agent.preparation import PreparationFailed, Prepared, TriedAgain
+from agent.settings import Settings
+from simulator.clock import VirtualClock
+
+NPU = Candidate("VendorExecutionProvider", "npu", "int8", 1, runtime="plugin:vendor")
+CPU = Candidate("CPUExecutionProvider", "cpu", "int8", 2)
+SETTINGS = {
+    "models": {"m": {"bundle": "parcels"}},
+    "cameras": {"door": {"source": "scene://conveyor"}, "yard": {"source": "scene://conveyor"}},
+}
+
+
+class Begun:
+    """A thread that prepares; the test says what comes of it."""
+
+    is_running = True
+
+    def __init__(self, first, *rest, **_):
+        self.first, self.rest = first, rest
+
+    start = stop = lambda self: None
+
+
+class Workers:
+    """Takes jobs; the test says how they end."""
+
+    def __init__(self):
+        self.asked, self.models, self.statuses = [], set(), []
+
+    def swap(self, job, purpose="release"):
+        self.asked.append((purpose, job))
+        self.models.add(job.model)
+
+    def add(self, job):
+        self.asked.append(("add", job))
+        self.models.add(job.model)
+
+    def end(self, model):
+        self.asked.append(("end", model))
+
+    def status(self):
+        return self.statuses
+
+
+class Bench:
+    """Core's running models on a virtual clock."""
+
+    def __init__(self, tmp_path, **cameras):
+        self.clock = VirtualClock()
+        doors = {name: {**each, **cameras.get(name, {})} for name, each in SETTINGS["cameras"].items()}
+        settings = Settings.model_validate({**SETTINGS, "cameras": doors})
+        self.core = app.Core(settings, open_state(tmp_path), self.clock, SystemRandom())
+        self.it = self.core._running
+        self.workers = self.it._workers = Workers()
+        self.it.start()
+
+    def prepared(self, *ranked, **plan):
+        wanted = self.begun.first
+        measured = Measurement(200, 5, 5, 5, 5.0, 1, 1, 1)
+        made = Plan(
+            "f", "d", "1", "p", ranked[0], "", tuple(Outcome(each, measured) for each in ranked), "now", ranked=ranked,
+            **{"requested": "npu", **plan},
+        )  # fmt: skip
+        manifest = SimpleNamespace(version="1", variant=lambda name: None)
+        return Prepared(wanted, SimpleNamespace(manifest=manifest, folder=Path("/b")), made, was_stored=False)
+
+    def run(self, *ranked, **plan):
+        self.it.deal_with(self.prepared(*ranked, **plan))
+
+    @property
+    def begun(self):
+        return self.it._preparations[-1]
+
+    def last(self):
+        purpose, job = self.workers.asked[-1]
+        return purpose, job.candidate, [each.name for each in job.pipelines]
+
+    @property
+    def conditions(self):
+        return {each.name: each.severity for each in self.core._conditions if each.name != "no-broker"}
+
+    def model(self):
+        return self.core.status.models[0]
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "Preparation", Begun)
+    monkeypatch.setattr(running, "Retrial", Begun)
+    made = []
+
+    def make(**cameras):
+        made.append(Bench(tmp_path, **cameras))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.core._outbox.close(0.0)
+
+
+BOTH = ["door", "yard"]
+
+
+def test_interim_plan_starts_the_worker_and_the_final_one_is_swapped_in(bench):
+    """Nobody waits for a compiler; and no frame is lost when it is done."""
+    it = bench()
+    it.run(CPU, is_interim=True)
+    assert it.last() == ("add", CPU, BOTH)
+    assert it.model().meanwhile == "measuring npu, running on CPU int8 ×2 meanwhile"
+    assert it.conditions == {}
+    it.run(NPU, CPU)
+    assert it.last() == ("candidate", NPU, BOTH)
+    it.it.swap_ended("m", None)
+    assert it.model().plan.chosen == NPU
+    assert it.model().meanwhile == ""
+
+
+def test_final_plan_that_chooses_what_runs_already_swaps_nothing(bench):
+    """The CPU was the better one after all."""
+    it = bench()
+    it.run(CPU, is_interim=True)
+    it.run(CPU)
+    assert len(it.workers.asked) == 1
+    assert not it.model().plan.is_interim
+
+
+def test_final_choice_that_does_not_start_is_left_for_the_next_best(bench):
+    it = bench()
+    it.run(CPU, is_interim=True)
+    it.run(NPU, CPU)
+    it.it.swap_ended("m", "no memory")
+    assert it.last() == ("degrade", CPU, BOTH)
+    assert it.conditions == {"accelerator-degraded/m": "warning"}
+
+
+def test_pipeline_that_requires_waits_for_the_final_plan_and_comes_then(bench):
+    """It must not run on the CPU for a minute either."""
+    it = bench(door={"fallback": "require"})
+    it.run(CPU, is_interim=True)
+    assert it.last() == ("add", CPU, ["yard"])
+    assert it.conditions == {"accelerator-required/door": "info"}
+    assert not it.it.are_settled
+    it.run(NPU, CPU)
+    assert it.last() == ("candidate", NPU, BOTH)
+    it.it.swap_ended("m", None)
+    assert it.conditions == {}
+    assert it.it.are_settled
+
+
+def test_model_whose_pipelines_all_require_has_no_worker_elsewhere(bench):
+    it = bench(door={"fallback": "require"}, yard={"fallback": "require"})
+    it.run(CPU, fallback="there is no npu here")
+    assert it.workers.asked == [("end", "m")]
+    assert it.conditions == {"accelerator-required/door": "error", "accelerator-required/yard": "error"}
+    assert it.model().fallback == "there is no npu here"
+
+
+def test_plan_that_is_not_what_was_asked_for_is_a_warning(bench):
+    it = bench(door={"fallback": "allow"})
+    it.run(CPU, fallback="there is no npu here")
+    assert it.last() == ("add", CPU, BOTH)
+    assert it.conditions == {"accelerator-fallback/m": "warning"}
+    metrics = it.core.status.metrics()["models"]["m"]
+    assert metrics["is_fallback"] is True
+    json.dumps([it.core.status.info(), it.core.status.metrics()])
+
+
+def fail(it, candidate=NPU, reason="device lost"):
+    it.it.trouble("m", it.workers.asked[-1][1], reason)
+
+
+def test_provider_that_fails_is_left_and_taken_back_after_a_trial(bench):
+    """Down within one frame's error, and back without a hand."""
+    it = bench()
+    it.run(NPU, CPU)
+    assert it.last() == ("add", NPU, BOTH)
+    assert it.workers.asked[-1][1].fallbacks == (CPU,)
+    fail(it)
+    assert it.last() == ("degrade", CPU, BOTH)
+    it.it.swap_ended("m", None)
+    assert it.conditions == {"accelerator-degraded/m": "warning"}
+    assert (it.model().degraded, it.model().degraded_count) == ("device lost", 1)
+    it.clock.advance(it.it.tick(it.clock.monotonic()) - it.clock.monotonic())
+    it.it.tick(it.clock.monotonic())
+    assert it.begun.rest[0] == NPU
+    it.it.deal_with(TriedAgain("m", NPU, None))
+    assert it.last() == ("candidate", NPU, BOTH)
+    assert "accelerator-degraded/m" in it.conditions, "until it really runs"
+    it.it.swap_ended("m", None)
+    assert it.conditions == {}
+    assert (it.model().degraded, it.model().fallback) == ("", None)
+
+
+def test_pipeline_that_requires_is_left_out_while_degraded_and_comes_back(bench):
+    it = bench(door={"fallback": "require"})
+    it.run(NPU, CPU)
+    fail(it)
+    assert it.last() == ("degrade", CPU, ["yard"])
+    it.it.swap_ended("m", None)
+    assert it.conditions == {"accelerator-degraded/m": "warning", "accelerator-required/door": "error"}
+    it.clock.advance(120)
+    it.it.tick(it.clock.monotonic())
+    it.it.deal_with(TriedAgain("m", NPU, None))
+    assert it.last() == ("candidate", NPU, BOTH)
+    it.it.swap_ended("m", None)
+    assert it.conditions == {}
+
+
+def test_model_that_is_required_everywhere_stops_with_its_accelerator_and_starts_with_it(bench):
+    it = bench(door={"fallback": "require"}, yard={"fallback": "require"})
+    it.run(NPU, CPU)
+    fail(it)
+    assert it.workers.asked[-1] == ("end", "m")
+    it.clock.advance(120)
+    it.it.tick(it.clock.monotonic())
+    it.it.deal_with(TriedAgain("m", NPU, None))
+    assert it.last() == ("candidate", NPU, BOTH)
+
+
+def be_slow(it, seconds):
+    """Beat once a second, with new samples and a p99 of ten times the plan's."""
+    for _ in range(int(seconds)):
+        it.clock.advance(1)
+        infer = {"count": 1000 + int(it.clock.monotonic()), "p50_ms": 50.0, "p95_ms": 50.0, "p99_ms": 50.0}
+        it.workers.statuses = [SimpleNamespace(model="m", beat={"pipelines": {"door": {"stages": {"infer": infer}}}})]
+        it.it.look()
+
+
+def test_model_that_became_slow_is_measured_again_and_another_choice_is_swapped_in(bench):
+    """Beside what runs."""
+    it = bench()
+    it.run(NPU, CPU)
+    be_slow(it, SUSTAINED_S + 3)
+    assert it.conditions == {"slower-than-planned/m": "warning"}
+    assert it.begun.first.is_again
+    it.run(CPU, NPU)
+    assert it.last() == ("candidate", CPU, BOTH)
+
+
+def test_measuring_again_that_fails_changes_nothing_and_is_done_again_later(bench):
+    """The device was busy; that is no reason to call the model unusable."""
+    it = bench()
+    it.run(NPU, CPU)
+    be_slow(it, SUSTAINED_S + 3)
+    first = it.begun
+    it.it.deal_with(PreparationFailed(first.first, CandidateError("the device is busy")))
+    assert it.conditions == {"slower-than-planned/m": "warning"}
+    assert len(it.workers.asked) == 1
+    be_slow(it, AGAIN_FIRST_S)
+    assert it.begun is not first
+    assert it.begun.first.is_again
+
+
+def test_only_first_choices_that_run_are_judged_by_their_speed(bench):
+    """What took over for a minute is slower, and everybody knows."""
+    it = bench()
+    it.run(NPU, CPU)
+    fail(it)
+    it.it.swap_ended("m", None)
+    begun = it.begun
+    be_slow(it, SUSTAINED_S + 3)
+    assert it.begun is begun
