@@ -43,7 +43,7 @@ def test_the_newest_eight_plans_are_kept_and_the_one_in_use(tmp_path):
 
 def test_what_is_no_plan_is_left_alone(tmp_path):
     """A link that somebody put there leads to something else."""
-    elsewhere = fill(tmp_path / "elsewhere" / "precious")
+    elsewhere = fill(tmp_path / "elsewhere" / "precious", age=20)
     root = tmp_path / "prepared"
     root.mkdir()
     (root / "link").symlink_to(elsewhere)

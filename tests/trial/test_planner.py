@@ -337,7 +337,7 @@ def test_where_nothing_asked_for_works_the_next_best_is_measured_and_the_fallbac
     )
 
     assert name_of(plan.chosen) == "gpu fp32"
-    assert plan.fallback == f"`run_on: {NPU}` was asked for, but OpenVINO npu int8: the trial was killed by SIGSEGV"
+    assert plan.fallback == f"`run_on: {NPU}` was asked for, but OpenVINO npu fp32: the trial was killed by SIGSEGV"
     assert interims[0].fallback == f"`run_on: {NPU}` was asked for and is still being compiled and measured"
 
 
