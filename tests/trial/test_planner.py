@@ -534,6 +534,6 @@ def test_bundle_with_a_plan_waits_for_nobody_s_trial(make_tiny_bundle, tiny_clas
     plan = make_plan(open_bundle(folder), FACTS, profile(), store, clock, run=Bench(clock, apart()))
     preparer = Preparer(None, store, clock)
     preparer._known = FACTS, profile()
-    with preparer._measuring.turn():
+    with preparer._measuring:
         prepared = preparer.prepare(Wanted("m", str(folder)), threading.Event(), lambda note: None)
     assert (prepared.plan, prepared.was_stored) == (plan, True)
