@@ -397,9 +397,15 @@ def test_stop_ends_without_a_plan(planning, clock):
     """SIGTERM during the first plan: nothing half measured may be stored."""
     stop = threading.Event()
     bench = Bench(clock, apart())
+    news: list[object] = []
 
-    assert planning(bench, stop=stop, progress=lambda _: stop.set(), interim=pytest.fail) is None
+    def stop_at_the_first(each: object) -> None:
+        news.append(each)
+        stop.set()
+
+    assert planning(bench, stop=stop, progress=stop_at_the_first, interim=pytest.fail) is None
     assert bench.asked == ["fp32×1"]
+    assert not any(isinstance(each, Outcome) for each in news)
     assert planning(Bench(clock, apart())) is not None
 
 
