@@ -57,6 +57,7 @@ class Board:
         self.folder = holdfast.folder
         self.hardware = self.folder / "board.yaml"
         self.runtimes = [f"virtual:{self.hardware}"]
+        self.profile = PROFILE
         self.consumer = Consumer(broker.port)
         self.info: dict[str, Any] = {}
         """The newest `info` message."""
@@ -134,7 +135,7 @@ class Board:
         config = self.holdfast.write_config(
             device={
                 "name": DEVICE,
-                "profile": PROFILE,
+                "profile": self.profile,
                 "profiles": str(self.folder / "profiles"),
                 "runtimes": self.runtimes,
             },
