@@ -123,6 +123,20 @@ class Board:
 
     # -- the agent ---------------------------------------------------------------------------------------------------
 
+    def configure(self, *, models: Mapping[str, Any] | None = None, cameras: Mapping[str, Any] | None = None) -> Path:
+        """Write the operator's file; one model with one camera where nothing else is given."""
+        profiles = self.folder / "profiles"
+        return self.holdfast.write_config(
+            device={
+                "name": DEVICE,
+                "runtimes": self.runtimes,
+                **({"profile": self.profile, "profiles": str(profiles)} if profiles.exists() else {}),
+            },
+            mqtt={"host": self.broker.host, "port": self.broker.port},
+            models=models or {MODEL: {"bundle": str(self.bundle())}},
+            cameras=cameras or {CAMERA: self.camera()},
+        )
+
     def start(
         self,
         *,
@@ -130,19 +144,9 @@ class Board:
         cameras: Mapping[str, Any] | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        """Start the agent; one model with one camera where nothing else is given."""
+        """Configure and start the agent."""
         self.info, self.conditions = {}, {}
-        config = self.holdfast.write_config(
-            device={
-                "name": DEVICE,
-                "profile": self.profile,
-                "profiles": str(self.folder / "profiles"),
-                "runtimes": self.runtimes,
-            },
-            mqtt={"host": self.broker.host, "port": self.broker.port},
-            models=models or {MODEL: {"bundle": str(self.bundle())}},
-            cameras=cameras or {CAMERA: self.camera()},
-        )
+        config = self.configure(models=models, cameras=cameras)
         hurry = [f"{name}={value}" for name, value in self._hurry.items()]
         command = [sys.executable, str(HASTY), *hurry, "--", "run", "--config", str(config), *options]
         with (self.folder / "log").open("ab") as log:
