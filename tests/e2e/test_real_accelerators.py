@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from agent.device.hardware.gathering import gather
 from simulator.broker import Mosquitto
-from tests.e2e.accelerated import CPU, DEVICE, MODEL, Board, ep
+from tests.e2e import reference
+from tests.e2e.accelerated import CAMERA, CPU, MODEL, Board, ep
 from tests.e2e.test_real_input import assert_same, build
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 Printer = Callable[..., None]
 REPOSITORY = Path(__file__).resolve().parents[2]
 OPENVINO, QNN = ep("OpenVINO"), ep("QNN")
+FACES = 30
+"""Events that are compared: the video has them in its first 340 pictures."""
 EXACT = {"load_config": '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'}
 
 
@@ -110,14 +114,121 @@ def test_real_video_gives_the_same_events_on_openvino_as_on_the_cpu(
     bundle = str(build(board.holdfast, model, "--labels", "face", "--variants", "fp32"))
     camera = {"source": str(video), "pace": "fast", "rules": {"all": {"when": "detect"}}}
     board.start(
-        models={"intel": {"bundle": bundle, "run_on": OPENVINO}, "plain": {"bundle": bundle, "run_on": "cpu"}},
+        models={"intel": {"bundle": bundle, "run_on": OPENVINO}, "plain": {"bundle": bundle, "run_on": CPU}},
         cameras={
             "intel": {**camera, "model": "intel", "fallback": "require"},
-            "plain": {**camera, "model": "plain", "repeat": True},
+            "plain": {**camera, "model": "plain"},
         },
     )
-    board.until(lambda: all(board.model(name).get("actual") for name in ("intel", "plain")), "word of the sessions")
-    intel, plain = board.model("intel"), board.model("plain")
-    printer(json.dumps(intel, indent=1)[:3000])
-    assert intel["requested"]["run_on"] == OPENVINO
+    board.until(lambda: all(board.frames(name)[FACES:] for name in ("intel", "plain")), "events of both")
+    board.until(lambda: all(board.model(name).get("actual") for name in ("intel", "plain")), "word of both sessions")
     board.stop()
+
+    intel, plain = board.model("intel"), board.model("plain")
+    assert (intel["requested"]["run_on"], plain["requested"]["run_on"]) == (OPENVINO, CPU)
+    assert (intel["actual"]["provider"], intel["actual"]["runtime"]) == (OPENVINO, openvino)
+    assert (plain["actual"]["provider"], plain["actual"]["runtime"]) == (CPU, "built-in")
+    assert list(intel["nodes"]) == [OPENVINO]
+    assert intel["nodes"][OPENVINO] > 100
+    assert (intel["fallback"], plain["fallback"]) == (None, None)
+    assert set(board.providers("intel")) == {OPENVINO}
+    assert set(board.providers("plain")) == {CPU}
+    assert not [name for name, _ in board.all_conditions if name.startswith("accelerator")]
+    found, expected = events_by_frame(board, "intel"), events_by_frame(board, "plain")
+    both = min(max(found), max(expected))
+    for frame in sorted({*found, *expected}):
+        if frame < both:
+            boxes = [reference.Box(0, each["score"], tuple(each["box"])) for each in expected[frame]]
+            assert_same(found[frame], boxes, ["face"], f"frame {frame}")
+
+
+def events_by_frame(board: Board, camera: str) -> defaultdict[int, list[dict[str, Any]]]:
+    """Return what the events of a camera say, by the number of the picture."""
+    by_frame: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for event in board.consumer.account.events:
+        if event["source"].endswith(f"/{camera}"):
+            by_frame[event["data"]["frame"]["id"]].append(event["data"])
+    return by_frame
+
+
+def test_wheel_that_took_the_place_of_ours_is_the_built_in_runtime(
+    accelerators: Path, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pip install onnxruntime-openvino` over onnxruntime: an older ONNX Runtime, with both providers in one library."""
+    install(monkeypatch, accelerators / "openvino")
+    quick(board)
+    profile(board, "exact", {"provider": OPENVINO, "options": EXACT}, accelerator=OPENVINO, limits={"memory_mb": 2048})
+    bundle = str(board.bundle())
+    config = board.configure(models={MODEL: {"bundle": bundle}})
+
+    said(board.holdfast, "plan", "measure", "--config", config, "--bundle", bundle)
+    plan = board.plan()
+    board.start(models={MODEL: {"bundle": bundle, "run_on": OPENVINO}})
+    board.until(lambda: board.serves(OPENVINO), "events of OpenVINO")
+    board.until(lambda: bool(board.model().get("actual")), "word of the session")
+    board.stop()
+
+    version = str(next((accelerators / "openvino").glob("*.dist-info")).stem.rpartition("-")[2])
+    assert plan.runtime_version == version
+    assert {each.candidate.provider for each in plan.outcomes if each.measurement} == {CPU, OPENVINO}
+    assert {each.candidate.runtime for each in plan.outcomes} == {"built-in"}
+    assert board.model()["actual"]["runtime"] == "built-in"
+    assert set(board.model()["nodes"]) == {OPENVINO}
+
+
+# -- OpenVINO's plugin, where nothing is for it --------------------------------------------------------------------------------
+
+
+def test_plugin_without_a_device_says_so_everywhere_and_what_to_do_instead(
+    accelerators: Path, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody installs `holdfast[openvino]` on an AMD machine and wonders."""
+    if gather().cpu.vendor == "Intel":
+        pytest.skip("on Intel's processors the plugin has something to offer")
+    install(monkeypatch, accelerators / "plugins")
+    quick(board)
+    bundle = str(board.bundle())
+    config = board.configure(models={MODEL: {"bundle": bundle}})
+
+    texts = [
+        said(board.holdfast, "plan", "measure", "--config", config, "--bundle", bundle),
+        said(board.holdfast, "plan", "explain", "--config", config, "--bundle", bundle),
+        said(board.holdfast, "device", "show", "--config", config),
+        said(board.holdfast, "doctor", "--config", config),
+    ]
+
+    for text in texts:
+        assert "plugin:onnxruntime_ep_openvino: it is registered and offers no device here" in text
+        assert "pip install --no-deps --target FOLDER onnxruntime-openvino" in text
+        assert "`folder:FOLDER` under `device: {runtimes: […]}`" in text
+    assert board.plan().fallback is None
+
+
+def test_npus_that_are_listed_and_cannot_be_used_are_said_to_be_so(accelerators: Path, board: Board) -> None:
+    """Registered under a name that ends in `.virtual`, the plugin lists four NPUs: present, and unusable with its own words."""
+    package = accelerators / "plugins" / "onnxruntime_ep_openvino"
+    for library in package.glob("lib*.so*"):  # the loader looks beside the name that it was given
+        (board.folder / library.name).symlink_to(library)
+    virtual = board.folder / "openvino.virtual.so"
+    virtual.symlink_to(package / "libonnxruntime_providers_openvino_plugin.so")
+    board.runtimes = [f"plugin:{virtual}"]
+    quick(board)
+    profile(board, "npus", {"provider": OPENVINO, "device_type": "npu"}, accelerator=OPENVINO)
+    bundle = str(board.bundle())
+
+    board.start(
+        models={MODEL: {"bundle": bundle, "run_on": "npu"}},
+        cameras={CAMERA: board.camera(), "strict": board.camera(fallback="require")},
+    )
+    board.until(lambda: board.serves(CPU), "events of the processor")
+    board.until(lambda: "accelerator-required/strict" in board.conditions, "the condition of the one that waits")
+    board.stop()
+
+    npus = [each for each in board.info["device"]["ep_devices"] if each["device_type"] == "npu"]
+    assert [each["provider"] for each in npus] == [OPENVINO] * 4
+    assert all("compiler" in each["unusable"] for each in npus)
+    said_of = {name: condition["text"] for name, condition in board.conditions.items()}
+    assert "present but unusable" in said_of["accelerator-required/strict"]
+    assert "compiler" in said_of[f"accelerator-unusable/{OPENVINO}-npu"]
+    assert "`run_on: npu` was asked for" in said_of[f"accelerator-fallback/{MODEL}"]
+    assert board.providers("strict") == []
