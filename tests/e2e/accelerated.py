@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import cv2
 import numpy as np
 import paho.mqtt.client as mqtt
+import psutil
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -158,6 +160,23 @@ class Board:
             self._process.send_signal(signal.SIGTERM)
             assert self._process.wait(20) == 0, self.log()
             self._process = None
+
+    @property
+    def pid(self) -> int:
+        """Core's."""
+        assert self._process is not None
+        return self._process.pid
+
+    def cut(self) -> None:
+        """Kill core and its children at once, as a power cut does."""
+        core = psutil.Process(self.pid)
+        core.suspend()  # it must not see its children die
+        everything = [*core.children(recursive=True), core]
+        for process in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everything, 10)
+        self._process = None
 
     def wait_for_its_end(self) -> None:
         """Wait until it has played everything (`--exit-when-finished`)."""

@@ -6,7 +6,7 @@ and offers nothing on a processor of somebody else. Qualcomm's plugin runs its N
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 from collections import defaultdict
@@ -14,11 +14,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
+import psutil
 import pytest
 import yaml
 
 from agent.device.hardware.gathering import gather
+from agent.device.runtimes.prepared import read_whole
+from agent.paths import StatePaths
+from simulator import disk
 from simulator.broker import Mosquitto
+from tests.conftest import missing
 from tests.e2e import reference
 from tests.e2e.accelerated import CAMERA, CPU, MODEL, Board, ep
 from tests.e2e.test_real_input import assert_same, build
@@ -173,7 +180,8 @@ def test_wheel_that_took_the_place_of_ours_is_the_built_in_runtime(
     assert {each.candidate.provider for each in plan.outcomes if each.measurement} == {CPU, OPENVINO}
     assert {each.candidate.runtime for each in plan.outcomes} == {"built-in"}
     assert board.model()["actual"]["runtime"] == "built-in"
-    assert set(board.model()["nodes"]) == {OPENVINO}
+    assert board.model()["nodes"] == {OPENVINO: 4, CPU: 1}, "it has no ReduceMean over these axes"
+    assert set(board.model()["time_share"]) == {OPENVINO, CPU}
 
 
 # -- OpenVINO's plugin, where nothing is for it --------------------------------------------------------------------------------
@@ -232,3 +240,178 @@ def test_npus_that_are_listed_and_cannot_be_used_are_said_to_be_so(accelerators:
     assert "compiler" in said_of[f"accelerator-unusable/{OPENVINO}-npu"]
     assert "`run_on: npu` was asked for" in said_of[f"accelerator-fallback/{MODEL}"]
     assert board.providers("strict") == []
+
+
+# -- Qualcomm's NPU in software ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def qnn(
+    accelerators: Path, board: Board, tiny_classifier: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Install Qualcomm's plugin and a profile of the operator's own for it; return a model for it, made by our builder."""
+    install(monkeypatch, accelerators / "plugins")
+    quick(board)
+    htp = {"provider": QNN, "variants": ["int8-qnn"], "options": {"backend_type": "htp"}}
+    profile(board, "htp", htp, accelerator=QNN, match={"architecture": "x86_64"}, limits={"memory_mb": 2048})
+    (board.folder / "model.onnx").write_bytes(tiny_classifier())
+    classes = ("--model-type", "classify", "--labels", "red,green,blue", "--normalise", "unit")
+    samples = ("--calibration", coloured(board, 12, seed=0), "--golden", coloured(board, 6, seed=1))
+    bundle = build(board.holdfast, board.folder / "model.onnx", *classes, *samples, "--variants", "fp32,int8-qnn")
+    return {"bundle": str(bundle), "run_on": QNN}
+
+
+def coloured(board: Board, count: int, seed: int) -> Path:
+    """Write pictures of red, green and blue in turns, with noise: each changes the class, so each makes an event."""
+    folder = board.folder / f"coloured-{seed}"
+    folder.mkdir()
+    chance = np.random.default_rng(seed)
+    for number in range(count):
+        colour = np.where(np.arange(3) == number % 3, 220, 40)
+        pixels = np.clip(colour + chance.normal(0, 20, (48, 64, 3)), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number:03d}.png"), pixels)
+    return folder
+
+
+def camera(board: Board, **more: Any) -> dict[str, Any]:
+    """Return a camera that speaks for every coloured picture."""
+    source = {"source": str(board.folder / "coloured-0"), "pace": "fast", "repeat": True}
+    return {**source, "rules": {"each": {"when": "class"}}, **more}
+
+
+def test_npu_slower_than_the_processor_is_measured_and_refused_with_both_numbers(
+    board: Board, qnn: dict[str, Any]
+) -> None:
+    """A vendor's part is not chosen for its name."""
+    config = board.configure(models={MODEL: {"bundle": qnn["bundle"]}})
+    text = said(board.holdfast, "plan", "measure", "--config", config, "--bundle", qnn["bundle"])
+
+    outcome = board.outcome(QNN)
+    assert outcome.measurement is not None
+    assert outcome.cause == "slow"
+    assert re.search(r"worse than the CPU: (p99|median) [\d.]+ ms, where CPU fp32 ×1 has [\d.]+ ms", text)
+    assert board.plan().chosen.provider == CPU
+    assert board.plan().fallback is None
+
+
+def test_npu_serves_from_what_its_trial_prepared_and_prepares_again_what_is_damaged(
+    board: Board, qnn: dict[str, Any], printer: Printer
+) -> None:
+    """Compiled once, by the trial; read by the worker and by later starts; and never trusted without its digest."""
+    models = {"npu": qnn, "cpu": {**qnn, "run_on": CPU}}
+    cameras = {"npu": camera(board, model="npu"), "cpu": camera(board, model="cpu")}
+    first_s = start(board, models, cameras)
+    actual = board.model("npu")["actual"]
+    assert actual["was_prepared"] is True
+    assert actual["nodes"][QNN] > actual["nodes"].get(CPU, 0)
+    expected = {each["data"]["frame"]["id"]: each["data"] for each in events(board, "cpu")}
+    compared = [each["data"] for each in events(board, "npu") if each["data"]["frame"]["id"] in expected]
+    for found in compared:
+        wanted = expected[found["frame"]["id"]]
+        assert found["label"] == wanted["label"]
+        assert abs(found["score"] - wanted["score"]) <= 0.02
+    assert len(compared) > 5
+
+    second_s = start(board, models, cameras)
+    printer(f"events after {first_s:.2f} s with planning and compiling, {second_s:.2f} s with both stored")
+    assert board.model("npu")["actual"]["was_prepared"] is True
+
+    (compiled,) = StatePaths(board.holdfast.state).prepared.glob("*/int8-qnn-*/model_qnn.bin")
+    compiled.write_bytes(compiled.read_bytes()[:-1] + b"\xff")
+    start(board, models, cameras)
+    assert "is damaged (model_qnn.bin) and is made again" in board.log()
+    assert read_whole(compiled.parent) is not None
+    assert board.model("npu")["actual"]["was_prepared"] is False
+
+
+def start(board: Board, models: dict[str, Any], cameras: dict[str, Any]) -> float:
+    """Start the agent, wait for new events of every camera and for word of every session, stop; return the seconds until then."""
+    before = {name: len(board.frames(name)) for name in cameras}
+    board.start(models=models, cameras=cameras)
+    took_s = board.until(lambda: all(board.frames(name)[count + 20 :] for name, count in before.items()), "new events")
+    board.until(lambda: all(board.model(name).get("actual") for name in models), "word of the sessions")
+    board.stop()
+    return took_s
+
+
+def events(board: Board, camera: str) -> list[dict[str, Any]]:
+    """Return the events of a camera so far."""
+    return [each for each in board.consumer.account.events if each["source"].endswith(f"/{camera}")]
+
+
+# -- power cuts and full disks -------------------------------------------------------------------------------------------------
+
+
+def test_cut_while_planning_while_compiling_or_while_loading_leaves_nothing_half_made(
+    board: Board, qnn: dict[str, Any]
+) -> None:
+    """`kill -9` of everything, at each step on the way to a session: the next start goes on, and believes only what is whole."""
+    paths = StatePaths(board.holdfast.state)
+    models, cameras = {MODEL: qnn}, {CAMERA: camera(board)}
+
+    def is_compiling() -> bool:
+        return any(paths.prepared.glob("*/.int8-qnn-*"))
+
+    def is_loading() -> bool:
+        return any("libonnxruntime_providers_qnn" in maps(each) for each in children(board, "worker"))
+
+    for moment, what in (
+        (lambda: bool(children(board, "trial")), "a trial"),
+        (is_compiling, "a workshop"),
+        (is_loading, "a worker that loads"),
+    ):
+        board.start(models=models, cameras=cameras)
+        board.until(moment, what)
+        board.cut()
+        assert board.providers() == []
+        for folder in paths.prepared.glob("*/[!.]*"):
+            assert read_whole(folder) is not None, folder
+    assert len(board.plans()) == 1, "made before the worker began to load, and whole"
+    made_at = board.plan().made_at
+
+    start(board, models, cameras)
+    assert board.model()["actual"]["provider"] == QNN
+    assert board.model()["actual"]["was_prepared"] is True
+    assert board.plan().made_at == made_at
+    assert not list(paths.prepared.glob("*/.*")), "what a killed trial left is swept"
+    assert "damaged" not in board.log()
+
+
+def children(board: Board, role: str) -> list[psutil.Process]:
+    """Return the agent's children of a role."""
+    found = []
+    for each in psutil.Process(board.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [each] if each.cmdline()[-2:] == ["child", role] else []
+    return found
+
+
+def maps(process: psutil.Process) -> str:
+    """Return which libraries a process has loaded; empty when it is gone."""
+    try:
+        return Path(f"/proc/{process.pid}/maps").read_text()
+    except OSError:
+        return ""
+
+
+def test_full_disk_while_planning_costs_the_next_start_its_time_and_nobody_an_event(
+    board: Board, qnn: dict[str, Any], tmp_path: Path
+) -> None:
+    """Neither the plan nor what was compiled can be kept: the agent runs all the same and says so."""
+    if reason := disk.why_not():
+        missing(reason)
+    with disk.SmallDisk(tmp_path / "state", 16 << 20) as small:
+        for folder in (paths := StatePaths(tmp_path / "state")).plans, paths.prepared:
+            folder.mkdir(parents=True)
+        board.start(models={MODEL: qnn}, cameras={CAMERA: camera(board)})
+        board.until(lambda: bool(children(board, "trial")), "a trial")
+        small.fill()
+        board.until(lambda: "agent.pipeline.workers" in board.log(), "a session")
+        board.until(lambda: bool(board.model().get("actual")), "word of the session")
+        assert board.model()["actual"]["provider"] == QNN
+        log = board.log()
+        assert "the plan cannot be stored and is measured again at the next start" in log
+        assert "nothing can be kept in" in log or "cannot be made" in log
+        small.free()
+        board.until(lambda: board.serves(QNN), "events")
+        board.stop()
