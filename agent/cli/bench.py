@@ -162,7 +162,7 @@ class _Bench:
         """Trace one candidate and keep its Chrome trace at `target`."""
         from agent.trial.tracing import trace_candidate
 
-        return trace_candidate(self.bundle.folder, candidate, self.profile.limits, target)
+        return trace_candidate(self.bundle.folder, candidate, self.profile.limits_for(candidate.provider), target)
 
     @contextmanager
     def _measuring(self) -> Iterator[Measuring]:

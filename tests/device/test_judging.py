@@ -9,7 +9,7 @@ import pytest
 from agent.bundle.manifest import Manifest
 from agent.device.judging import judge, required_agreement, slower_than_cpu
 from agent.device.plan import FAULTS, Candidate, Demand, Measurement, Outcome
-from agent.device.profile import Profile
+from agent.device.profile import Profile, compose
 
 MIB = 2**20
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
@@ -102,6 +102,16 @@ def test_tighter_of_the_two_latency_gates_holds():
     """The bundle's gate is for every device, the profile's for this kind."""
     assert "the limit is 10 ms" in judged(manifest(max_p99_ms=33), limited(p99_ms=10.0), time_ms=20.0).refusal
     assert "the limit is 5 ms" in judged(manifest(max_p99_ms=5), limited(p99_ms=10.0), time_ms=20.0).refusal
+
+
+def test_an_accelerator_is_held_to_its_own_part_of_the_profile():
+    """An engine for a GPU takes more memory than the processor's candidates may."""
+    gpu = Profile.model_validate(
+        {"name": "g", "description": "d", "accelerator": GPU.provider, "candidates": [], "limits": {"memory_mb": 4096}}
+    )
+
+    assert judged(profile=compose(PROFILE, [gpu]), candidate=GPU, nodes={}, peak_rss_bytes=900 * MIB).refusal is None
+    assert judged(profile=compose(PROFILE, [gpu]), nodes={}, peak_rss_bytes=900 * MIB).cause == "memory"
 
 
 def test_a_bundle_that_allows_a_larger_loss_is_held_to_its_own_word():

@@ -16,7 +16,7 @@ from agent.clock import SystemClock
 from agent.device.facts import Cpu, EpDevice, Facts
 from agent.device.plan import Candidate, Demand, Measurement, Outcome
 from agent.device.planstore import PlanStore
-from agent.device.profile import Profile
+from agent.device.profile import Limits, Profile, compose
 from agent.errors import CandidateError
 from agent.preparation import Preparer, Wanted
 from agent.trial.measuring import Loaded
@@ -273,6 +273,22 @@ def test_compiling_is_not_counted_against_the_budget(planning, clock):
 
     assert name_of(plan.chosen) == "npu int8"
     assert bench.asked.count("npu int8") > 1
+
+
+def test_an_accelerator_is_tried_within_its_own_limits(planning, clock):
+    """Compiling for a minute is a hang on one device and Tuesday on another."""
+    limits: dict[str, float] = {}
+
+    def noting(folder, candidate, of_candidate, stop, *, ask, loaded) -> Outcome:
+        limits[candidate.device_type] = of_candidate.compile_s
+        return bench(folder, candidate, of_candidate, stop, ask=ask, loaded=loaded)
+
+    bench = Bench(clock, apart())
+    npu = profile(NPU_SPEC).model_copy(update={"accelerator": NPU, "limits": Limits(compile_s=900)})
+
+    planning(noting, compose(profile(), [npu]), WITH_NPU)
+
+    assert limits == {"cpu": 60, "npu": 900}
 
 
 def test_the_processors_candidates_leave_half_of_the_budget(planning, clock):
