@@ -388,6 +388,7 @@ class _Build:
             refused=tuple(self._refused),
             golden=tuple(self._shipped_golden),
             max_p99_ms=recipe.gates.max_p99_ms,
+            agreement=recipe.gates.agreement,
             source_sha256=hashlib.sha256(self._shipped.path.read_bytes()).hexdigest(),
             license=recipe.license,
         )

@@ -29,7 +29,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from agent import yamlfile
-from agent.bundle.manifest import Feature, ModelType, Name, ResizeType, VariantName
+from agent.bundle.manifest import Agreement, Feature, ModelType, Name, ResizeType, VariantName
 from agent.errors import BundleError, ConfigurationError, Problem
 
 FILE_NAME = "bundle.yaml"
@@ -109,6 +109,12 @@ class DecoderRecipe(_Section):
     output_raw_scores: bool | None = None
 
 
+class AgreementRecipe(Agreement):
+    """As in the manifest, but a key that is not known is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class Gates(_Section):
     """What a variant must keep to be in the bundle."""
 
@@ -116,6 +122,8 @@ class Gates(_Section):
     """The largest loss of the task metric against fp32."""
     max_p99_ms: Annotated[float, Field(gt=0)] | None = None
     """The device's gate; the builder passes it on."""
+    agreement: AgreementRecipe | None = None
+    """How close fp32 must come to the golden answers on a device, where the defaults do not fit the task; passed on too."""
 
 
 class Bounds(_Section):

@@ -154,7 +154,7 @@ def _fallback(
         if is_interim:
             return f"{asked} and is still being compiled and measured"
         mine = [each for each in judged if is_requested(each.candidate, demand)]
-        mine.sort(key=lambda each: each.cause not in FAULTS)
+        mine.sort(key=lambda each: (each.cause not in FAULTS, names[each.candidate]))
         return f"{asked}, but {_refused(mine[0], names) if mine else 'the profile lists nothing of it'}"
     broken = [] if is_interim else _broken(chosen, judged, profile)
     return "; ".join(_refused(each, names) for each in broken) or None
@@ -171,7 +171,7 @@ def _broken(chosen: Candidate, judged: Sequence[Outcome], profile: Profile) -> l
         faults = [each for each in mine if each.cause in FAULTS]
         has_worked = any(each.refusal is None or each.cause in {"slow", "limit"} for each in mine)
         if spec.device_type != "cpu" and faults and not has_worked:
-            found.setdefault(kind, faults[0])
+            found.setdefault(kind, min(faults, key=lambda each: astuple(each.candidate)))
     return list(found.values())
 
 

@@ -47,6 +47,16 @@ def test_paths_must_be_there_and_inside(tmp_path: Path):
     assert "bundle.yaml:5:11: decoder.labels: there is no file `none.txt`" in shown
 
 
+def test_how_close_fp32_must_come_on_a_device_is_checked_like_the_rest(tmp_path: Path):
+    """It goes into the manifest, where nobody would find the typing error."""
+    text = "name: x\nmodel: model.onnx\ngates: {agreement: {iou: 0.9, required: 0.95}}\n"
+    agreement = open_recipe(recipe(tmp_path, text)).recipe.gates.agreement
+    assert (agreement.iou, agreement.score, agreement.required) == (0.9, None, 0.95)
+
+    with pytest.raises(ConfigurationError, match="gates.agreement.iuo"):
+        open_recipe(recipe(tmp_path, text.replace("iou", "iuo")))
+
+
 def test_labels_from_a_file(tmp_path: Path):
     """One a line, as every framework writes them."""
     (tmp_path / "labels.txt").write_text("cat\nbig dog\n\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from agent.bundle.manifest import Decoder, ImageInput, SignalInput
+from agent.bundle.manifest import Agreement, Decoder, ImageInput, SignalInput
 from agent.clock import SystemClock
 from agent.errors import BundleError
 from agent.inference.answers import Classes, Detections, Score
@@ -133,6 +134,14 @@ def test_threshold_and_tolerance_come_from_the_manifest():
     assert threshold_of(Decoder(model_type="anomaly", anomaly_threshold=1.5)) == 1.5
     assert tolerance_for("fp32") is EXACT
     assert tolerance_for("int8") is QUANTIZED
+
+
+def test_a_bundle_may_say_itself_how_close_fp32_must_come():
+    """An accelerator that computes fp32 in half precision is no fault where the task does not mind."""
+    given = Agreement(iou=0.9, required=0.95)
+
+    assert tolerance_for("fp32", given) == tolerance_for("fp32-fused", given) == replace(EXACT, iou=0.9)
+    assert tolerance_for("int8", given) is QUANTIZED
 
 
 def test_iou_of_empty_boxes_is_zero():

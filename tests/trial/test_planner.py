@@ -337,7 +337,7 @@ def test_where_nothing_asked_for_works_the_next_best_is_measured_and_the_fallbac
     )
 
     assert name_of(plan.chosen) == "gpu fp32"
-    assert plan.fallback == f"`run_on: {NPU}` was asked for, but OpenVINO npu int8: the trial was killed by SIGSEGV"
+    assert plan.fallback == f"`run_on: {NPU}` was asked for, but OpenVINO npu fp32: the trial was killed by SIGSEGV"
     assert interims[0].fallback == f"`run_on: {NPU}` was asked for and is still being compiled and measured"
 
 
@@ -397,9 +397,15 @@ def test_stop_ends_without_a_plan(planning, clock):
     """SIGTERM during the first plan: nothing half measured may be stored."""
     stop = threading.Event()
     bench = Bench(clock, apart())
+    news: list[object] = []
 
-    assert planning(bench, stop=stop, progress=lambda _: stop.set(), interim=pytest.fail) is None
+    def stop_at_the_first(each: object) -> None:
+        news.append(each)
+        stop.set()
+
+    assert planning(bench, stop=stop, progress=stop_at_the_first, interim=pytest.fail) is None
     assert bench.asked == ["fp32×1"]
+    assert not any(isinstance(each, Outcome) for each in news)
     assert planning(Bench(clock, apart())) is not None
 
 
@@ -534,6 +540,6 @@ def test_bundle_with_a_plan_waits_for_nobody_s_trial(make_tiny_bundle, tiny_clas
     plan = make_plan(open_bundle(folder), FACTS, profile(), store, clock, run=Bench(clock, apart()))
     preparer = Preparer(None, store, clock)
     preparer._known = FACTS, profile()
-    with preparer._measuring.turn():
+    with preparer._measuring:
         prepared = preparer.prepare(Wanted("m", str(folder)), threading.Event(), lambda note: None)
     assert (prepared.plan, prepared.was_stored) == (plan, True)
