@@ -275,7 +275,7 @@ class Preparer:
         profile = self.device(stop)[1]
         with self._measuring:
             ask = Ask(prepared=self.prepared_for(plan))
-            outcome = run_trial(bundle.folder, candidate, profile.limits, stop, ask=ask)
+            outcome = run_trial(bundle.folder, candidate, profile.limits_for(candidate.provider), stop, ask=ask)
         if stop.is_set():
             raise StoppedPreparingError("stopped while measuring")
         return judge(outcome, profile, bundle.manifest).refusal

@@ -9,7 +9,7 @@ import pytest
 from agent.bundle.manifest import Manifest
 from agent.device.judging import judge, required_agreement, slower_than_cpu
 from agent.device.plan import FAULTS, Candidate, Demand, Measurement, Outcome
-from agent.device.profile import Profile
+from agent.device.profile import Limits, Profile, compose
 
 MIB = 2**20
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
@@ -163,3 +163,13 @@ def test_without_a_cpu_that_passed_nothing_is_slower():
     crashed = Outcome(CPU, refusal="crashed", cause="failed")
 
     assert slower_than_cpu([crashed, Outcome(GPU, measured(99.0))], Demand())[1].refusal is None
+
+
+def test_each_candidate_keeps_the_limits_of_the_profile_that_brings_it():
+    """CUDA's libraries alone are larger than what a small board leaves the CPU's process."""
+    accelerator = PROFILE.model_copy(update={"accelerator": GPU.provider, "limits": Limits(memory_mb=4096)})
+    both = compose(PROFILE, [accelerator])
+    large = {"peak_rss_bytes": 300 * MIB, "nodes": {GPU.provider: 10}}
+
+    assert judged(profile=both, candidate=GPU, **large).refusal is None
+    assert judged(profile=both, peak_rss_bytes=300 * MIB).cause == "memory"

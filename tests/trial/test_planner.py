@@ -16,7 +16,7 @@ from agent.clock import SystemClock
 from agent.device.facts import Cpu, EpDevice, Facts
 from agent.device.plan import Candidate, Demand, Measurement, Outcome
 from agent.device.planstore import PlanStore
-from agent.device.profile import Profile
+from agent.device.profile import Limits, Profile, compose
 from agent.errors import CandidateError
 from agent.preparation import Preparer, Wanted
 from agent.trial.measuring import Loaded
@@ -148,6 +148,20 @@ def test_each_gets_a_short_round_and_only_those_that_may_win_a_long_one(planning
     assert name_of(plan.chosen) == "int8×2"
     assert [name_of(each) for each in plan.ranked] == ["int8×2", "fp32×2", "fp32×1", "int8×1"]
     assert plan.made_at == "2026-11-20T09:00:00Z"
+
+
+def test_each_trial_has_the_limits_of_the_profile_that_brings_its_candidate(planning, clock):
+    """An engine that builds for half an hour would be killed after the CPU's minute."""
+    npu = profile(NPU_SPEC).model_copy(update={"accelerator": NPU, "limits": Limits(compile_s=1800)})
+    bench, seen = Bench(clock, apart()), set()
+
+    def run(folder, candidate, limits, stop, **more):
+        seen.add((candidate.provider, limits.compile_s))
+        return bench(folder, candidate, limits, stop, **more)
+
+    planning(run, compose(profile(CPU_SPEC, budget_s=600), [npu]), WITH_NPU)
+
+    assert seen == {("CPUExecutionProvider", 60), (NPU, 1800)}
 
 
 def test_many_candidates_are_halved_round_by_round(planning, clock):
