@@ -248,6 +248,8 @@ class Running:
         self._conditions.clear(f"model-unusable/{model}")
         self._conditions.clear(f"no-bundle-yet/{model}")
         log.info("model %s: %s: %s", model, run.plan.chosen.label, run.plan.reason)
+        if run.plan.is_interim:
+            log.info("model %s: %s", model, policy.elsewhere_at_start(run.plan))
         before = self._runs.get(model)
         if wanted.is_switch and run.job.pipelines:
             self._ask(model, _Asked(run, run.job), "release")
@@ -268,7 +270,7 @@ class Running:
         wanted, plan = prepared.wanted, prepared.plan
         said = wanted.slot.pipelines if wanted.slot else {}
         pipelines = with_overrides(self._pipelines[wanted.model], said)
-        ranked = policy.in_order(plan, self._run_on(wanted.model))
+        ranked = policy.in_order(plan)
         machine = Degrading(wanted.model, ranked, self._random)
         ruling = policy.rule(wanted.model, pipelines, elsewhere=policy.elsewhere_at_start(plan))
         job = self._make_job(prepared, plan.chosen, machine.fallbacks, ruling.pipelines)
@@ -390,7 +392,7 @@ class Running:
 
     def _use(self, model: str, run: Run, use: Use) -> None:
         reason = run.degrading.reason
-        elsewhere = policy.elsewhere_degraded(run.plan, self._run_on(model), use.candidate, reason)
+        elsewhere = policy.elsewhere_degraded(run.plan, use.candidate, reason)
         ruling = policy.rule(model, run.pipelines, elsewhere=elsewhere, fallback=run.plan.fallback)
         job = self._make_job(run.prepared, use.candidate, use.fallbacks, ruling.pipelines)
         if use.is_return:
@@ -438,6 +440,3 @@ class Running:
         """Whether nothing is on its way in, and the choice of a final plan runs: else its speed proves nothing."""
         is_newest = self._is_newest(run.prepared.wanted)
         return is_newest and not (model in self._asked or run.plan.is_interim or run.degrading.is_degraded)
-
-    def _run_on(self, model: str) -> str:
-        return self._settings.models[model].run_on

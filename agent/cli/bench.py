@@ -162,7 +162,8 @@ class _Bench:
         """Trace one candidate and keep its Chrome trace at `target`."""
         from agent.trial.tracing import trace_candidate
 
-        return trace_candidate(self.bundle.folder, candidate, self.profile.limits_for(candidate.provider), target)
+        limits = self.profile.limits_for(candidate.provider)
+        return trace_candidate(self.bundle.folder, candidate, limits, target)
 
     @contextmanager
     def _measuring(self) -> Iterator[Measuring]:
@@ -227,7 +228,8 @@ def _recognise(config: Path | None, profile: str | None, runtimes: Sequence[str]
 
     find_runtimes(runtimes)  # one that was asked for here and is not there is an error, not a finding
     device = settings_if_any(config).device
-    facts, selection = recognise((*device.runtimes, *runtimes), profile or device.profile)
+    named = (*device.runtimes, *runtimes)
+    facts, selection = recognise(named, profile or device.profile, profiles=device.profiles)
     return facts, selection.profile
 
 

@@ -45,7 +45,7 @@ def run_all(configuration: Configuration, clock: Clock) -> Iterator[Check]:
     from agent.device.recognition import look
 
     facts = look(settings.device.runtimes)
-    yield from device(facts, settings.device.profile)
+    yield from device(facts, settings.device.profile, settings.device.profiles)
     yield from accelerator_checks(facts, settings.state_dir)
     for name, camera in settings.cameras.items():
         yield _source("camera", name, camera, configuration)
@@ -133,7 +133,7 @@ def _broker(configuration: Configuration) -> Iterator[Check]:
         yield failed("broker", error)
 
 
-def device(facts: Facts, profile_name: str | None) -> Iterator[Check]:
+def device(facts: Facts, profile_name: str | None, own_profiles: Path | None = None) -> Iterator[Check]:
     """Yield whether this device is known, and whether what its profile wants to use is there."""
     from agent.device.profiles import load_profiles, select
     from agent.resources import device_profiles
@@ -145,7 +145,8 @@ def device(facts: Facts, profile_name: str | None) -> Iterator[Check]:
         yield Check("runtime", "fail", "ONNX Runtime could not be loaded", advice)
         return
     try:
-        profile = select(facts, load_profiles([device_profiles()]), profile_name).profile
+        profiles = load_profiles([device_profiles(), *([own_profiles] if own_profiles else [])])
+        profile = select(facts, profiles, profile_name).profile
     except HoldfastError as error:
         yield failed("profile", error)
         return

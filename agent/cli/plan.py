@@ -142,7 +142,9 @@ class _Device:
         settings = settings_if_any(config)
         paths = open_state(state_dir or settings.state_dir)
         named = (*settings.device.runtimes, *runtimes)
-        facts, selection = recognise(named, profile or settings.device.profile, tried=Tried(paths.tried))
+        facts, selection = recognise(
+            named, profile or settings.device.profile, profiles=settings.device.profiles, tried=Tried(paths.tried)
+        )
         return cls(facts, selection.profile, paths)
 
     @property

@@ -98,10 +98,10 @@ def check(
 def explain(*, folder: Folder = None, as_json: AsJson = False) -> None:
     """Say which profiles this device gets, for its processor and its accelerators, and why no others."""
     from agent.cli.thisdevice import settings_if_any
-    from agent.device.profiles import select
-    from agent.device.recognition import look
+    from agent.device.recognition import recognise
 
-    selection = select(look(settings_if_any(None).device.runtimes), load(folder))
+    device = settings_if_any(None).device
+    _, selection = recognise(device.runtimes, device.profile, profiles=folder or device.profiles)
     if as_json:
         verdicts = [
             {"profile": each.profile, "selected": each.is_selected, "matches": each.is_match, "text": each.text}

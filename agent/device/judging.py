@@ -34,7 +34,8 @@ def judge(outcome: Outcome, profile: Profile, manifest: Manifest) -> Outcome:
     if outcome.refusal is not None or outcome.measurement is None:
         refusal, cause = outcome.refusal or "not measured", outcome.cause or "untried"
         return replace(outcome, refusal=refusal, cause=cause)
-    found = _gates(outcome.candidate, outcome.measurement, profile.limits_for(outcome.candidate.provider), manifest)
+    limits = profile.limits_for(outcome.candidate.provider)
+    found = _gates(outcome.candidate, outcome.measurement, limits, manifest)
     return replace(outcome, cause=found[0], refusal=found[1]) if found else outcome
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agent.device.candidates import is_requested
 from agent.device.plan import Candidate, Plan
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.log import brief
@@ -72,27 +73,22 @@ def elsewhere_at_start(plan: Plan) -> str | None:
     return plan.fallback
 
 
-def elsewhere_degraded(plan: Plan, run_on: str, used: Candidate, reason: str) -> str | None:
+def elsewhere_degraded(plan: Plan, used: Candidate, reason: str) -> str | None:
     """Return why what runs after a failure is not what was asked for; None where it still is."""
     if used == plan.chosen:
         return elsewhere_at_start(plan)
-    if run_on != "auto" and is_asked_for(used, run_on):
+    if plan.demand.run_on != "auto" and is_requested(used, plan.demand):
         return plan.fallback
     return f"{plan.chosen.label} failed: {reason}"
 
 
-def is_asked_for(candidate: Candidate, run_on: str) -> bool:
-    """Return whether a candidate is what `run_on` names: anything, a device type, or a provider."""
-    return run_on in ("auto", candidate.device_type, candidate.provider)
+def in_order(plan: Plan) -> tuple[Candidate, ...]:
+    """Return what may run the bundle: the choice, then the rest as the plan ranks them.
 
-
-def in_order(plan: Plan, run_on: str) -> tuple[Candidate, ...]:
-    """Return what may run the bundle: the choice, then the rest as the plan ranks them, what was asked for before the others.
-
-    Where nothing was, the plain CPU comes last: an accelerator that is worse was refused for it, but one that successive
-    halving left behind is ranked after those that it measured to the end.
+    Where no `run_on` says otherwise the plain CPU comes last: an accelerator that is worse was refused for it, but one that
+    successive halving left behind is ranked after those that it measured to the end.
     """
     rest = [each for each in plan.ranked if each != plan.chosen]
-    if run_on == "auto":
-        return plan.chosen, *sorted(rest, key=lambda each: each.is_plain_cpu)
-    return plan.chosen, *sorted(rest, key=lambda each: not is_asked_for(each, run_on))
+    if plan.demand.run_on == "auto":
+        rest.sort(key=lambda each: each.is_plain_cpu)
+    return plan.chosen, *rest

@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 SETTLE_S = 1.0
 """How long the first samples with the new bundle are waited for, before it is reported; a camera may be down."""
 LOOK_S = 0.005
-CPU_PROVIDER = "CPUExecutionProvider"
 NICENESS = 10
 """On one contended core a camera of 30 fps lost half as many frames while a large model was loaded, which took twice as long."""
 
@@ -71,7 +70,7 @@ def load_standing_back(job: Job, clock: Clock) -> Loaded:
     Raises:
         HoldfastError: as `load`.
     """
-    if job.candidate.provider != CPU_PROVIDER or job.candidate.threads != 1:
+    if not job.candidate.is_plain_cpu or job.candidate.threads != 1:
         return load(job, clock)
     with ThreadPoolExecutor(1, "load", stand_back) as pool:
         return pool.submit(load, job, clock).result()
@@ -124,6 +123,11 @@ class Switch:
         self._lock = threading.Lock()
         self._asked: tuple[int, Job] | None = None
         self._is_running = False
+
+    @property
+    def patience_s(self) -> float:
+        """How long one inference of the job that runs may take."""
+        return self._job.patience_s
 
     def ask(self, number: int, job: Job) -> None:
         """Switch to a job, in a thread of its own: loading takes seconds."""

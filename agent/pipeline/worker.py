@@ -179,11 +179,17 @@ class Worker:
 
     def _beat(self, beat_s: float) -> None:
         try:
-            while not self._clock.wait(self._stop, beat_s):
+            while not self._clock.wait(self._stop, self._until_next_beat_s(beat_s)):
                 with self._between_beats:
                     self._send_beat()
         except Exception as error:  # noqa: BLE001  the top of a thread: without beats core would call this a hang
             self._give_up(error)
+
+    def _until_next_beat_s(self, beat_s: float) -> float:
+        """Return the time to the next beat: the moment when an inference under way would have hung is not slept through."""
+        inferring_s = max((pipeline.loop.inferring_s for pipeline in self._pipelines.values()), default=0.0)
+        left_s = self._switch.patience_s - inferring_s if self._switch is not None and inferring_s else beat_s
+        return left_s if 0 < left_s < beat_s else beat_s
 
     def _send_beat(self) -> None:
         beats = {

@@ -162,7 +162,7 @@ class Measuring:
     def trace(self, candidate: Candidate) -> dict[str, float]:
         """Return the share of a run's time by provider, from a traced trial; empty where it failed."""
         ask = Ask(runs=FIRST_RUNS, seconds=FIRST_S, prepared=self.prepared, trace=self.scratch / "trace")
-        measured = self._trial_of(candidate, ask).measurement
+        measured = self._in_child(candidate, ask).measurement
         return measured.time_share if measured else {}
 
     def _round(self, candidates: Sequence[Candidate], number: int, reserved_share: float) -> None:
@@ -226,14 +226,10 @@ class Measuring:
             self.progress(Loaded(candidate))
 
         self.progress(candidate)
-        outcome = self._trial_of(candidate, ask, loaded)
+        outcome = self._in_child(candidate, ask, loaded)
         if not candidate.is_plain_cpu and candidate not in self.trials:
             self.budget.ends_s += (loaded_s[0] if loaded_s else clock.monotonic()) - began_s
         return outcome
-
-    def _trial_of(self, candidate: Candidate, ask: Ask, loaded: Callable[[], None] = lambda: None) -> Outcome:
-        limits = self.profile.limits_for(candidate.provider)
-        return self.run(self.bundle_folder, candidate, limits, self.stop, ask=ask, loaded=loaded)
 
     def _reference(self, candidate: Candidate) -> Path | None:
         """Return the file of raw outputs to compare with, where there are no golden answers; made where it is missing."""
@@ -243,8 +239,12 @@ class Measuring:
         if not is_reference(candidate) and not path.exists():
             ask = Ask(runs=1, seconds=0.0, reference=path)
             plain = Candidate(CPU_SPEC.provider, "cpu", candidate.variant, threads=1)
-            self._trial_of(plain, ask)
+            self._in_child(plain, ask)
         return path
+
+    def _in_child(self, candidate: Candidate, ask: Ask, loaded: Callable[[], None] = lambda: None) -> Outcome:
+        limits = self.profile.limits_for(candidate.provider)
+        return self.run(self.bundle_folder, candidate, limits, self.stop, ask=ask, loaded=loaded)
 
     def _outcome(self, candidate: Candidate) -> Outcome:
         return replace(typical(self.trials[candidate], self.demand), dropped_in=self.dropped_in.get(candidate))

@@ -9,7 +9,7 @@ import pytest
 from agent.bundle.manifest import Manifest
 from agent.device.judging import judge, required_agreement, slower_than_cpu
 from agent.device.plan import FAULTS, Candidate, Demand, Measurement, Outcome
-from agent.device.profile import Profile, compose
+from agent.device.profile import Limits, Profile, compose
 
 MIB = 2**20
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
@@ -104,16 +104,6 @@ def test_tighter_of_the_two_latency_gates_holds():
     assert "the limit is 5 ms" in judged(manifest(max_p99_ms=5), limited(p99_ms=10.0), time_ms=20.0).refusal
 
 
-def test_an_accelerator_is_held_to_its_own_part_of_the_profile():
-    """An engine for a GPU takes more memory than the processor's candidates may."""
-    gpu = Profile.model_validate(
-        {"name": "g", "description": "d", "accelerator": GPU.provider, "candidates": [], "limits": {"memory_mb": 4096}}
-    )
-
-    assert judged(profile=compose(PROFILE, [gpu]), candidate=GPU, nodes={}, peak_rss_bytes=900 * MIB).refusal is None
-    assert judged(profile=compose(PROFILE, [gpu]), nodes={}, peak_rss_bytes=900 * MIB).cause == "memory"
-
-
 def test_a_bundle_that_allows_a_larger_loss_is_held_to_its_own_word():
     """The gate in the manifest is signed by whoever built the bundle."""
     assert required_agreement(manifest(gate=0.2), "int8") == pytest.approx(0.8)
@@ -173,3 +163,13 @@ def test_without_a_cpu_that_passed_nothing_is_slower():
     crashed = Outcome(CPU, refusal="crashed", cause="failed")
 
     assert slower_than_cpu([crashed, Outcome(GPU, measured(99.0))], Demand())[1].refusal is None
+
+
+def test_each_candidate_keeps_the_limits_of_the_profile_that_brings_it():
+    """CUDA's libraries alone are larger than what a small board leaves the CPU's process."""
+    accelerator = PROFILE.model_copy(update={"accelerator": GPU.provider, "limits": Limits(memory_mb=4096)})
+    both = compose(PROFILE, [accelerator])
+    large = {"peak_rss_bytes": 300 * MIB, "nodes": {GPU.provider: 10}}
+
+    assert judged(profile=both, candidate=GPU, **large).refusal is None
+    assert judged(profile=both, peak_rss_bytes=300 * MIB).cause == "memory"

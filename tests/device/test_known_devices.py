@@ -11,6 +11,7 @@ from agent import resources
 from agent.bundle.manifest import Manifest, VariantName
 from agent.device.candidates import candidates
 from agent.device.profiles import load_profiles, select
+from agent.device.runtimes.providers import unknown_options
 
 HERE = Path(__file__).parent
 FACTS_FILES = sorted(path.stem for path in (HERE / "facts").glob("*.json"))
@@ -24,7 +25,7 @@ EXPECTED = {
     "atom-x86": ("x86-64-older", "CPU int8"),
     "n100": ("x86-64-avx2", "CPU fp32-fused"),
     "core-ultra-openvino": ("x86-64-avx2+openvino", "OpenVINO npu int8"),
-    "core-ultra-no-driver": ("x86-64-avx2+openvino", None),
+    "core-ultra-no-driver": ("x86-64-avx2+openvino", "OpenVINO cpu int8"),
     "ryzen-zen3": ("x86-64-amd", "CPU fp32-fused"),
     "ryzen-zen3-migraphx": ("x86-64-amd+migraphx", "MIGraphX gpu fp16"),
     "ryzen-zen3-webgpu": ("x86-64-amd+any-accelerator", "WebGpu gpu fp16"),
@@ -34,7 +35,7 @@ EXPECTED = {
     "qualcomm-rb3gen2-qnn": ("aarch64-dotprod+qnn", "QNN npu int8-qnn"),
     "mac-m2": ("aarch64-i8mm+coreml", "CoreML npu fp16"),
     "nvidia-desktop-tensorrt": ("x86-64-avx2+tensorrt+cuda", "Tensorrt gpu int8-s8"),
-    "nvidia-desktop-no-libraries": ("x86-64-avx2+tensorrt+cuda", None),
+    "nvidia-desktop-no-libraries": ("x86-64-avx2+tensorrt+cuda", "CPU fp32-fused"),
     "jetson-orin-nano-tensorrt": ("aarch64-dotprod+tensorrt-jetson+cuda-jetson", "Tensorrt gpu int8-s8"),
     "android-phone": ("aarch64-dotprod+nnapi+xnnpack", "Nnapi npu int8"),
     "raspberry-pi-4": ("raspberry-pi-4", "CPU int8"),
@@ -52,7 +53,7 @@ EXPECTED = {
     "qualcomm-rb5": ("aarch64-dotprod", "CPU int8"),
     "riscv": ("safe-default", "CPU fp32-fused"),
 }
-"""The profile, and the first candidate for a bundle that has every variant; None where a device cannot be used."""
+"""The profile, and the first candidate for a bundle that has every variant."""
 
 
 @pytest.fixture(scope="module")
@@ -107,17 +108,31 @@ def test_candidates_are_what_this_device_offers_best_first(shipped, known_facts,
     assert any(each.is_plain_cpu for each in found)
     first = found[0]
     place = "" if first.is_plain_cpu else f" {first.device_type}"
-    assert EXPECTED[device][1] in (None, f"{first.provider.removesuffix('ExecutionProvider')}{place} {first.variant}")
+    assert EXPECTED[device][1] == f"{first.provider.removesuffix('ExecutionProvider')}{place} {first.variant}"
+
+
+@pytest.mark.parametrize("device", FACTS_FILES)
+def test_no_candidate_has_an_option_that_its_runtime_would_pass_over(shipped, known_facts, bundle, device):
+    """The plugin and the classic wheel of one provider take different options: a profile is for both."""
+    facts = known_facts(device)
+    found, _ = candidates(facts, select(facts, shipped).profile, bundle)
+
+    assert {each.label: unknown_options(each) for each in found if unknown_options(each)} == {}
 
 
 @pytest.mark.parametrize("device", ["core-ultra-no-driver", "nvidia-desktop-no-libraries"])
-def test_an_accelerator_that_cannot_be_used_is_still_in_the_profile(shipped, known_facts, device):
-    """Then the plan refuses it by name with the driver's words; left out, it would be missing in silence."""
+def test_an_accelerator_that_cannot_be_used_is_refused_with_its_drivers_words(shipped, known_facts, bundle, device):
+    """Left out of the profile, it would be missing in silence."""
     facts = known_facts(device)
-    unusable = {each.provider for each in facts.ep_devices if each.unusable}
+    found, refused = candidates(facts, select(facts, shipped).profile, bundle)
+    unusable = {(each.provider, each.device_type): each.unusable for each in facts.ep_devices if each.unusable}
 
     assert unusable
-    assert unusable <= {each.provider for each in select(facts, shipped).profile.candidates}
+    assert not any((each.provider, each.device_type) in unusable for each in found)
+    for place, words in unusable.items():
+        reasons = [each.refusal for each in refused if (each.candidate.provider, each.candidate.device_type) == place]
+        assert reasons
+        assert all(words in reason for reason in reasons)
 
 
 def test_the_qnn_plugin_on_x86_is_not_offered_by_itself(shipped, known_facts):

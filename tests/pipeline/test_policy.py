@@ -75,17 +75,17 @@ def test_while_an_accelerator_compiles_nobody_is_warned_and_who_requires_it_wait
     ],
 )
 def test_after_a_failure_what_was_asked_for_decides(run_on, used, is_elsewhere):
-    found = policy.elsewhere_degraded(PLAN, run_on, used, "the device is gone")
+    found = policy.elsewhere_degraded(replace(PLAN, demand=Demand(run_on=run_on)), used, "the device is gone")
     assert (found is not None) == is_elsewhere
     if is_elsewhere:
         assert "the device is gone" in found
 
 
-def test_what_was_asked_for_takes_over_first_and_the_plain_cpu_last():
-    """Successive halving ranks what it left behind after the CPU, though it was faster."""
-    assert policy.in_order(PLAN, "auto") == (NPU, GPU, CPU)
-    assert policy.in_order(PLAN, "gpu") == (NPU, GPU, CPU)
-    assert policy.in_order(PLAN, "cpu") == (NPU, CPU, GPU)
+def test_plain_cpu_takes_over_last_unless_the_operator_named_a_place():
+    """Successive halving ranks what it left behind after the CPU, though it was faster; a plan for `run_on` knows better."""
+    assert policy.in_order(PLAN) == (NPU, GPU, CPU)
+    assert policy.in_order(replace(PLAN, demand=Demand(run_on="cpu"))) == (NPU, CPU, GPU)
+    assert policy.in_order(replace(PLAN, ranked=())) == (NPU,)
 
 
 def test_demand_is_the_operators_words_and_a_share_of_the_cores():

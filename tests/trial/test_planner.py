@@ -150,6 +150,20 @@ def test_each_gets_a_short_round_and_only_those_that_may_win_a_long_one(planning
     assert plan.made_at == "2026-11-20T09:00:00Z"
 
 
+def test_each_trial_has_the_limits_of_the_profile_that_brings_its_candidate(planning, clock):
+    """An engine that builds for half an hour would be killed after the CPU's minute."""
+    npu = profile(NPU_SPEC).model_copy(update={"accelerator": NPU, "limits": Limits(compile_s=1800)})
+    bench, seen = Bench(clock, apart()), set()
+
+    def run(folder, candidate, limits, stop, **more):
+        seen.add((candidate.provider, limits.compile_s))
+        return bench(folder, candidate, limits, stop, **more)
+
+    planning(run, compose(profile(CPU_SPEC, budget_s=600), [npu]), WITH_NPU)
+
+    assert seen == {("CPUExecutionProvider", 60), (NPU, 1800)}
+
+
 def test_many_candidates_are_halved_round_by_round(planning, clock):
     """Twelve candidates cost twelve short trials, six longer ones, and three in turns."""
     specs = {**CPU_SPEC, "session_options": {"x": ["1", "2", "3"]}}
@@ -273,22 +287,6 @@ def test_compiling_is_not_counted_against_the_budget(planning, clock):
 
     assert name_of(plan.chosen) == "npu int8"
     assert bench.asked.count("npu int8") > 1
-
-
-def test_an_accelerator_is_tried_within_its_own_limits(planning, clock):
-    """Compiling for a minute is a hang on one device and Tuesday on another."""
-    limits: dict[str, float] = {}
-
-    def noting(folder, candidate, of_candidate, stop, *, ask, loaded) -> Outcome:
-        limits[candidate.device_type] = of_candidate.compile_s
-        return bench(folder, candidate, of_candidate, stop, ask=ask, loaded=loaded)
-
-    bench = Bench(clock, apart())
-    npu = profile(NPU_SPEC).model_copy(update={"accelerator": NPU, "limits": Limits(compile_s=900)})
-
-    planning(noting, compose(profile(), [npu]), WITH_NPU)
-
-    assert limits == {"cpu": 60, "npu": 900}
 
 
 def test_the_processors_candidates_leave_half_of_the_budget(planning, clock):

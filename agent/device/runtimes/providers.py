@@ -201,9 +201,10 @@ TABLE: tuple[Provider, ...] = (
         "TensorrtExecutionProvider",
         document=_ORT + "TensorRT-ExecutionProvider.html",
         devices={"gpu": {}},
-        # Not the timing cache: TensorRT rewrites it, and the engine alone is what takes minutes.
+        # Not the timing cache: TensorRT rewrites it, and the engine alone is what takes minutes. Python's binding takes words
+        # only: "should be 'True' or 'False'" (onnxruntime_pybind_state.cc).
         keeps="cache-folder",
-        cache_options={"trt_engine_cache_enable": "1", "trt_engine_cache_path": "{folder}"},
+        cache_options={"trt_engine_cache_enable": "True", "trt_engine_cache_path": "{folder}"},
         assisted_by=("CUDAExecutionProvider",),
     ),
     Provider(
