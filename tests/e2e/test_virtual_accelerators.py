@@ -114,8 +114,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
             )
             board.runtimes.append(f"virtual:{file}")
         board.start()
-        board.until(lambda: bool(board.plans()), "a plan", within_s=120)
-        board.until(lambda: board.serves(SWIFT), "events of the choice")
+        board.until(lambda: bool(board.plans() and board.info.get("device")), "a plan", within_s=180)
         board.stop()
         yield board
 
