@@ -19,9 +19,9 @@ from onnx import helper, numpy_helper
 from agent.bundle.manifest import VariantName
 from agent.bundle.reader import open_bundle
 from agent.device.plan import Candidate
+from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, CandidateError
 from agent.inference.model import open_model
-from agent.inference.session import CPU_PROVIDER
 from bundles.build import BuildReport, Options, VariantReport, build
 from bundles.fusion import family, fuse
 from bundles.modelfile import read_model
