@@ -33,7 +33,9 @@ AT_A_TIME = 2
 """Children that run at once: a driver's start is mostly waiting, but small boards have little memory."""
 
 NO_DEVICE_HERE = {
-    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver",
+    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver. The classic OpenVINO "
+    "runs on every x86-64 processor: `pip install --no-deps --target FOLDER onnxruntime-openvino`, and `folder:FOLDER` under "
+    "`device: {runtimes: […]}`",
     "qnn": "it needs a Qualcomm chip and its drivers",
     "tensorrt": "it needs an NVIDIA RTX card and its driver",
 }

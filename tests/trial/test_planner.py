@@ -327,6 +327,12 @@ def test_no_interim_plan_where_nothing_follows_or_nothing_passed(planning, clock
     )
 
 
+def test_no_interim_plan_where_the_processor_is_what_was_asked_for(planning, clock):
+    """The others are not measured then; saying that something is still compiled would be wrong."""
+    demand = Demand(run_on="CPUExecutionProvider")
+    planning(Bench(clock, apart()), profile(CPU_SPEC, NPU_SPEC), WITH_NPU, demand=demand, interim=pytest.fail)
+
+
 def test_what_was_asked_for_is_chosen_though_the_processor_is_faster(planning, clock):
     """An operator may want the processor's time for something else. The reference is measured all the same."""
     times_ms = {**apart(), "npu int8": [30.0], "npu fp32": [40.0]}
