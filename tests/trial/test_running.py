@@ -263,6 +263,36 @@ def test_nonsense_from_a_child_is_a_refusal(pretend, tmp_path, body, text):
     assert text in trial(tmp_path).refusal
 
 
+FAST = {
+    "runs": 200, "mean_ms": 1.0, "p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 1.0, "load_ms": 1.0, "cpu_ms_per_run": 1.0,
+    "peak_rss_bytes": 1, "nodes": {CPU.provider: 9}, "golden_agreement": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"p99_ms": float("nan")}, {"mean_ms": float("inf")}, {"cpu_ms_per_run": -1.0}, {"runs": 0},
+        {"golden_agreement": 1.5}, {"cpu_agreement": -0.1}, {"nodes": {CPU.provider: -1}}, {"energy_mj_per_run": -5.0},
+        {"celsius": float("nan")}, {"peak_rss_bytes": -1}, {"runs_per_s": float("inf")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_a_refusal(pretend, tmp_path, lie):
+    """A negative time would win, and a NaN would make every comparison false."""
+    message = json.dumps({"is": "measured", "measurement": {**FAST, **lie}})
+    pretend(f"print({message!r})")
+
+    assert "no measurement" in trial(tmp_path).refusal
+
+
+def test_an_endless_reason_is_cut(pretend, tmp_path):
+    """It is stored in the plan, sent over MQTT and printed."""
+    pretend("print(json.dumps({'is': 'refused', 'reason': 'x' * 3_000_000}))")
+
+    assert len(trial(tmp_path).refusal) <= 2000
+
+
 def assert_gone(pid: int) -> None:
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
