@@ -16,12 +16,11 @@ from agent.clock import Clock, SystemClock
 from agent.device.facts import BUILT_IN
 from agent.device.plan import Candidate, Cause, Measurement, Outcome
 from agent.device.profile import Limits
+from agent.log import brief
 from agent.usage import rss_bytes_of
 
 WATCH_S = 0.05
 """How often memory and the stop event are looked at: a child that allocates 1 GiB/s overshoots by 50 MiB at most."""
-LONGEST_REASON = 2000
-"""Characters of a refusal: it is stored, sent and printed, and some compilers print their whole input."""
 STOPPED = "stopped before it was measured"
 
 _measurement: TypeAdapter[Measurement] = TypeAdapter(Measurement)
@@ -149,8 +148,7 @@ def _outcome(candidate: Candidate, answer: Message | int, child: Child) -> Outco
         return Outcome(candidate, refusal=text, cause="failed")
     if answer.get("is") == "refused":
         cause: Cause = "memory" if answer.get("cause") == "memory" else "failed"
-        reason = str(answer.get("reason", "the trial gave no reason"))[:LONGEST_REASON]
-        return Outcome(candidate, refusal=reason, cause=cause)
+        return Outcome(candidate, refusal=brief(str(answer.get("reason", "the trial gave no reason"))), cause=cause)
     try:
         return Outcome(candidate, _measurement.validate_python(answer.get("measurement")))
     except ValidationError as error:

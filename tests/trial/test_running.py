@@ -287,10 +287,18 @@ def test_numbers_that_cannot_be_are_a_refusal(pretend, tmp_path, lie):
 
 
 def test_an_endless_reason_is_cut(pretend, tmp_path):
-    """It is stored in the plan, sent over MQTT and printed."""
-    pretend("print(json.dumps({'is': 'refused', 'reason': 'x' * 3_000_000}))")
+    """It is stored in the plan, sent over MQTT and printed: some compilers print their whole input, and in colour."""
+    pretend("print(json.dumps({'is': 'refused', 'reason': '\\x1b[2J' + 'x' * 3_000_000}))")
 
-    assert len(trial(tmp_path).refusal) <= 2000
+    assert len(refusal := trial(tmp_path).refusal) <= 1000
+    assert refusal.startswith("\\x1b[2Jxx")
+
+
+def test_last_words_do_not_steer_the_terminal(pretend, tmp_path):
+    """What a driver printed is shown in tables and conditions."""
+    pretend("print('\\x1b[2Jgone', file=sys.stderr); sys.exit(3)")
+
+    assert "its last words: \\x1b[2Jgone" in trial(tmp_path).refusal
 
 
 def assert_gone(pid: int) -> None:
