@@ -113,13 +113,11 @@ def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT], *, mo
 
 def read_whole(folder: Path, made_of: str) -> Index | None:
     """Return the index of a folder whose every file is as it was written. What is damaged is deleted, and logged."""
+    if not folder.exists():  # asked first: a builder may finish between this look and the next
+        return None
     try:
         index = _index.validate_json((folder / INDEX).read_bytes())
         damaged = _damaged(folder, index) if index.made_of == made_of else f"made of {index.made_of}"
-    except FileNotFoundError:
-        if not folder.exists():
-            return None
-        damaged = INDEX
     except (OSError, ValidationError):
         damaged = INDEX
     if damaged is None:
@@ -145,8 +143,10 @@ def _prepare_and_load(
         return None
     before = _stamps(folder)
     session = _load(folder, index, provider, make)
-    if session is None:
+    if session is None and (folder / INDEX).exists():  # else another process took it away
         _mark_useless(folder, index)
+    elif session is None:
+        log.info("what was prepared in %s is gone already", folder)
     elif _stamps(folder) != before:  # as OpenVINO does for its CPU device (seen with 1.24.1)
         log.info("%s writes its cache anew at each load, so none is kept in %s", provider.name, folder)
         _mark_useless(folder, index)
@@ -269,14 +269,30 @@ def _mark_useless(folder: Path, index: Index) -> None:
 @contextlib.contextmanager
 def _workshop(folder: Path) -> Iterator[Path]:
     """Give an empty sibling of `folder` that no other process takes for abandoned; gone afterwards, unless renamed."""
-    workshop = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
-    descriptor = _hold(workshop)
+    workshop, descriptor = _make_workshop(folder)
     try:
         yield workshop
     finally:
         if descriptor is not None:
             os.close(descriptor)
         shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _make_workshop(folder: Path) -> tuple[Path, int | None]:
+    """Make a workshop and take its lock. One that was swept away between the two is made again."""
+    for is_last in (False, False, True):
+        workshop = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+        try:
+            descriptor = _hold(workshop)
+        except OSError:
+            if is_last:
+                raise
+            continue
+        if workshop.exists():
+            return workshop, descriptor
+        if descriptor is not None:
+            os.close(descriptor)
+    raise FileNotFoundError(f"{folder.parent}: others delete what is made there")
 
 
 def _sweep(folder: Path) -> None:
@@ -333,7 +349,9 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INDEX)
+    """Return the files; none of what another process deletes meanwhile (`Path.rglob` would raise)."""
+    paths = (Path(place) / name for place, _, names in os.walk(folder) for name in names if name != INDEX)
+    return sorted(path for path in paths if path.is_file())
 
 
 def _sealed_files(folder: Path) -> dict[str, tuple[int, str]]:

@@ -245,6 +245,64 @@ def test_builders_that_meet_do_not_harm_each_other(
     assert open_again().was_prepared
 
 
+def test_folder_that_another_builder_finishes_meanwhile_is_not_taken_for_damaged(
+    open_again: Callable[[], RuntimeSession], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was deleted under whoever had begun to load it, once in a few hundred meetings: their process died."""
+    open_again()
+    made = folder.with_name("made")
+    folder.rename(made)
+    exists = Path.exists
+
+    def finish_and_look(path: Path) -> bool:
+        if path == folder and exists(made):
+            made.rename(folder)
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", finish_and_look)
+    assert open_again().was_prepared
+
+
+@pytest.mark.parametrize("has_vanished_before_the_lock", [True, False])
+def test_workshop_that_is_swept_before_it_is_locked_is_made_again(
+    open_again: Callable[[], RuntimeSession],
+    monkeypatch: pytest.MonkeyPatch,
+    has_vanished_before_the_lock: bool,
+) -> None:
+    """What took minutes to compile would not be kept."""
+    hold, swept = prepared._hold, []
+
+    def swept_once(workshop: Path) -> int | None:
+        if swept:
+            return hold(workshop)
+        swept.append(workshop)
+        if has_vanished_before_the_lock:
+            workshop.rmdir()
+            return hold(workshop)
+        descriptor = hold(workshop)
+        workshop.rmdir()
+        return descriptor
+
+    monkeypatch.setattr(prepared, "_hold", swept_once)
+    open_again()
+    assert open_again().was_prepared
+
+
+def test_folder_that_goes_while_it_is_loaded_is_no_crash(folder: Path) -> None:
+    """Another process found it damaged. Nor is that a reason to keep nothing from now on."""
+    compiler = Compiler()
+
+    def robbed(variation: Variation) -> Any:
+        if variation.model_path is not None:
+            shutil.rmtree(folder)
+            raise BundleError("no such file")
+        return compiler(variation)
+
+    open_or_make(folder, QNN, robbed)
+    open_or_make(folder, QNN, compiler)
+    assert open_or_make(folder, QNN, compiler).was_prepared
+
+
 def test_workshop_of_a_killed_builder_is_swept_and_a_living_ones_is_not(
     open_again: Callable[[], RuntimeSession], folder: Path
 ) -> None:
