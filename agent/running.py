@@ -414,6 +414,11 @@ class Running:
                     pass  # WakeAt: `tick` looks at the machine itself
 
     def _use(self, model: str, run: Run, use: Use) -> None:
+        on_its_way = self._asked.get(model)
+        if use.is_return and on_its_way is not None and on_its_way.use is None:  # whoever asked waits for the outcome
+            reason = "another job is on its way in"
+            self._act(model, run, run.degrading.not_returned(reason, self._clock.monotonic()))
+            return
         reason = run.degrading.reason
         elsewhere = policy.elsewhere_degraded(run.plan, use.candidate, reason)
         ruling = policy.rule(model, run.pipelines, elsewhere=elsewhere, fallback=run.plan.fallback)

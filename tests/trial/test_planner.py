@@ -19,6 +19,7 @@ from agent.device.planstore import PlanStore
 from agent.device.profile import Limits, Profile, compose
 from agent.errors import CandidateError
 from agent.preparation import Preparer, Wanted
+from agent.trial import measuring
 from agent.trial.measuring import Loaded
 from agent.trial.planner import make_plan
 
@@ -266,6 +267,20 @@ def test_a_spent_budget_is_said_of_each_candidate_left_out(planning, clock):
 
     assert bench.asked == ["fp32×1", "int8×1"]
     assert [each.refusal for each in plan.outcomes][2:] == ["not measured: the budget of 15 s was spent"] * 2
+
+
+def test_leaving_out_thousands_takes_no_time(planning, clock, monkeypatch):
+    """Whether something passed was asked anew for each of them, of all of them: minutes of a core for nothing."""
+    judged = []
+    real = measuring.judge
+    monkeypatch.setattr(measuring, "judge", lambda *values: judged.append(1) or real(*values))
+    many = {**CPU_SPEC, "variants": ["fp32"], "threads": [1], "options": {"x": tuple(map(str, range(1000)))}}
+    times_ms = {"fp32×1": [5.0]}
+
+    plan = planning(Bench(clock, times_ms), profile(many, budget_s=3))
+
+    assert len(plan.outcomes) == 1000
+    assert len(judged) < 20_000
 
 
 def test_budget_goes_on_until_something_passed(planning, clock):
