@@ -534,14 +534,19 @@ def test_real_trials_choose_the_variant_that_is_right(make_tiny_bundle, tiny_cla
     bundle = open_bundle(make_tiny_bundle(models))
 
     plan = make_plan(
-        bundle, FACTS, profile(budget_s=8), PlanStore(tmp_path), SystemClock(), prepared=tmp_path / "prepared"
+        bundle,
+        FACTS,
+        profile({**CPU_SPEC, "threads": [1]}),
+        PlanStore(tmp_path),
+        SystemClock(),
+        prepared=tmp_path / "prepared",
     )
 
     assert plan.chosen.variant == "fp32"
     wrong = "agrees with the golden answers by 0.000; at least 0.900 is required"
     assert {each.candidate.variant: each.refusal for each in plan.outcomes} == {"fp32": None, "int8": wrong}
     chosen = next(each.measurement for each in plan.outcomes if each.candidate == plan.chosen)
-    assert chosen.runs == 200
+    assert chosen.runs > 20
     assert chosen.compile_ms > 0  # the first trial optimised the graph, the later ones and the worker read it
     assert list((tmp_path / "prepared" / plan.key).iterdir())
 
