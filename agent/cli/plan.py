@@ -48,12 +48,12 @@ def show(
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the newest stored plan in one line."""
+    """Show the newest stored plan in a line or two."""
     from agent.device.planstore import to_json
 
     bundle, _ = _asked(config, bundle)
     plan = _stored_plans(bundle, _Device.of(config, state_dir, runtime or ()))[0]
-    typer.echo(to_json(plan).decode() if as_json else f"{plan.chosen.label}: {plan.reason}")
+    typer.echo(to_json(plan).decode() if as_json else _brief(plan))
 
 
 @app.command()
@@ -120,7 +120,7 @@ def print_plan(plan: Plan, others: Sequence[Plan] = ()) -> None:
     console = Console()
     console.print(plan_table(plan))
     console.print(f"\n{plan.reason}", highlight=False, markup=False)
-    console.print(f"Requested: {plan.requested}. Chosen: {plan.chosen.label}.", highlight=False)
+    console.print(f"Requested: {plan.requested}. Chosen: {_chosen(plan)}.", highlight=False, markup=False)
     if plan.fallback:
         console.print(f"Fallback: {plan.fallback}", style="yellow", highlight=False, markup=False)
     console.print(
@@ -131,10 +131,24 @@ def print_plan(plan: Plan, others: Sequence[Plan] = ()) -> None:
     )
     for other in others:
         console.print(
-            f"Also stored: {demand_text(other.demand)}, {other.made_at}: {other.chosen.label}",
+            f"Also stored: {demand_text(other.demand)}, {other.made_at}: {_chosen(other)}",
             style="dim",
             highlight=False,
         )
+
+
+def _brief(plan: Plan) -> str:
+    return f"{plan.reason}\nFallback: {plan.fallback}" if plan.fallback else plan.reason
+
+
+def _chosen(plan: Plan) -> str:
+    """Return the choice by a name that no other candidate has, and the runtime that brings it where that is not the usual one."""
+    from agent.device.facts import BUILT_IN
+    from agent.device.plan import labels
+
+    chosen = plan.chosen
+    name = labels([chosen, *(each.candidate for each in plan.outcomes)])[chosen]
+    return name if chosen.runtime == BUILT_IN else f"{name} ({chosen.runtime})"
 
 
 @dataclass(frozen=True, slots=True)
