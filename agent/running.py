@@ -257,7 +257,7 @@ class Running:
             return
         self._conditions.clear(f"model-unusable/{model}")
         self._conditions.clear(f"no-bundle-yet/{model}")
-        log.info("model %s: %s: %s", model, run.plan.chosen.label, run.plan.reason)
+        log.info("model %s: %s", model, run.plan.reason)
         if run.plan.is_interim:
             log.info("model %s: %s", model, policy.elsewhere_at_start(run.plan))
         before = self._runs.get(model)
