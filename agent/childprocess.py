@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
-from agent.log import brief
+from agent.log import brief, printable
 from agent.resources import is_frozen
 
 Message = dict[str, Any]
@@ -110,7 +110,7 @@ class Child:
     def with_last_words(self, what: str) -> str:
         """Return what happened to it, and the end of what it wrote to stderr, if anything."""
         words = self.last_words.strip()
-        return f"{what}; its last words: {words[-1000:]}" if words else what
+        return f"{what}; its last words: {printable(words[-1000:])}" if words else what
 
     def send(self, message: Mapping[str, object]) -> bool:
         """Queue one message; never blocks. Return False, and forget it, where too much waits for a child that hangs.

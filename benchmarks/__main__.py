@@ -26,6 +26,7 @@ BENCHMARKS: Mapping[str, str] = {
     "core": "memory of core with a camera and a broker, CPU when nothing happens, draining to a real broker",
     "delta": "bytes on the wire for a new version of a file that devices hold",
     "switch": "frames lost and the pause when a running worker switches to another bundle",
+    "removal": "an accelerator that goes away while it is used: how soon the next one serves, and what is lost",
     "growth": "a worker's memory over 200,000 frames",
     "transfer": "a release over MQTT against a plain mover, far away, and beside events",
     "update": "what a check that finds nothing new and the way back to a stored bundle cost on the wire",

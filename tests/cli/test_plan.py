@@ -114,3 +114,32 @@ def test_a_bundle_that_does_not_exist_is_an_error():
     """Neither a folder nor a name that ships."""
     with pytest.raises(OperatorError, match="no bundle of this name"):
         find_bundle("nowhere")
+
+
+def test_what_no_option_says_is_as_the_configuration_has_it(plan, make_tiny_bundle, tmp_path):
+    """A plan for another demand than that of `holdfast run` is measured in vain: the agent measures again."""
+    config = tmp_path / "holdfast.yaml"
+    cameras = "a: {source: 'scene://conveyor'}, b: {source: 'scene://conveyor', fallback: require}"
+    model = f"m: {{bundle: '{make_tiny_bundle()}', run_on: cpu, objective: throughput}}"
+    config.write_text(f"version: 1\nmodels: {{{model}}}\ncameras: {{{cameras}}}\n")
+
+    as_the_file = json.loads(plan("measure", "--config", str(config), "--json").stdout)["demand"]
+    as_the_line = json.loads(plan("measure", "--config", str(config), "--objective", "latency", "--json").stdout)[
+        "demand"
+    ]
+
+    assert as_the_file == {"objective": "throughput", "streams": 2, "cores": None, "run_on": "cpu", "is_required": True}
+    assert as_the_line == as_the_file | {"objective": "latency"}
+    assert "for latency of 2 streams on cpu" in plan("explain", "--config", str(config)).stdout
+
+
+def test_several_bundles_in_the_configuration_want_a_word(plan, make_tiny_bundle, tmp_path):
+    """To explain another model's plan than the one that was meant would be worse than to ask."""
+    config = tmp_path / "holdfast.yaml"
+    models = f"m: {{bundle: '{make_tiny_bundle()}'}}, p: {{bundle: parcels}}"
+    config.write_text(f"version: 1\nmodels: {{{models}}}\ncameras: {{a: {{source: 'scene://conveyor', model: p}}}}\n")
+
+    error = plan("explain", "--config", str(config)).exception
+
+    assert isinstance(error, OperatorError)
+    assert "--bundle" in str(error)
