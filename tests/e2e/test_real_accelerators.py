@@ -7,6 +7,7 @@ and offers nothing on a processor of somebody else. Qualcomm's plugin runs its N
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections import defaultdict
@@ -21,7 +22,7 @@ import pytest
 import yaml
 
 from agent.device.hardware.gathering import gather
-from agent.device.runtimes.prepared import read_whole
+from agent.device.runtimes.prepared import INDEX, read_whole
 from agent.paths import StatePaths
 from simulator import disk
 from simulator.broker import Mosquitto
@@ -317,7 +318,6 @@ def test_npu_serves_from_what_its_trial_prepared_and_prepares_again_what_is_dama
         assert abs(found["score"] - wanted["score"]) <= 0.02
     assert len(compared) > 5
 
-    del models["cpu"], cameras["cpu"]
     second_s = start(board, models, cameras)
     printer(f"events after {first_s:.2f} s with planning and compiling, {second_s:.2f} s with both stored")
     assert board.model("npu")["actual"]["was_prepared"] is True
@@ -326,7 +326,7 @@ def test_npu_serves_from_what_its_trial_prepared_and_prepares_again_what_is_dama
     compiled.write_bytes(compiled.read_bytes()[:-1] + b"\xff")
     start(board, models, cameras)
     assert "is damaged (model_qnn.bin) and is made again" in board.log()
-    assert read_whole(compiled.parent) is not None
+    assert is_whole(compiled.parent)
     assert board.model("npu")["actual"]["was_prepared"] is False
 
 
@@ -375,7 +375,7 @@ def test_cut_while_planning_while_compiling_or_while_loading_leaves_nothing_half
         board.cut()
         assert board.providers() == []
         for folder in paths.prepared.glob("*/[!.]*"):
-            assert read_whole(folder) is not None, folder
+            assert is_whole(folder), folder
     assert len(board.plans()) == 1, "made before the worker began to load, and whole"
     made_at = board.plan().made_at
 
@@ -385,6 +385,12 @@ def test_cut_while_planning_while_compiling_or_while_loading_leaves_nothing_half
     assert board.plan().made_at == made_at
     assert not list(paths.prepared.glob("*/.*")), "what a killed trial left is swept"
     assert "damaged" not in board.log()
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether what was prepared is as it was written. It has its name only once it is."""
+    made_of = json.loads((folder / INDEX).read_text())["made_of"]
+    return read_whole(folder, made_of) is not None
 
 
 def children(board: Board, role: str) -> list[psutil.Process]:
