@@ -360,7 +360,7 @@ def test_cut_while_planning_while_compiling_or_while_loading_leaves_nothing_half
     models, cameras = {MODEL: qnn}, {CAMERA: camera(board)}
 
     def is_compiling() -> bool:
-        return any(paths.prepared.glob("*/.int8-qnn-*"))
+        return any(paths.prepared.glob("*/*int8-qnn-*"))
 
     def is_loading() -> bool:
         return any("libonnxruntime_providers_qnn" in maps(each) for each in children(board, "worker"))
