@@ -171,11 +171,11 @@ def test_wheel_that_took_the_place_of_ours_is_the_built_in_runtime(
     profile(board, "exact", {"provider": OPENVINO, "options": EXACT}, accelerator=OPENVINO, limits={"memory_mb": 2048})
     bundle = str(board.bundle())
     measuring(board)
-    config = board.configure(models={MODEL: {"bundle": bundle}})
+    models = {MODEL: {"bundle": bundle, "run_on": OPENVINO}}
 
-    said(board.holdfast, "plan", "measure", "--config", config, "--bundle", bundle)
+    said(board.holdfast, "plan", "measure", "--config", board.configure(models=models))
     plan = board.plan()
-    board.start(models={MODEL: {"bundle": bundle, "run_on": OPENVINO}})
+    board.start(models=models)
     board.until(lambda: board.serves(OPENVINO), "events of OpenVINO")
     board.until(lambda: bool(board.model().get("actual")), "word of the session")
     board.stop()
@@ -184,6 +184,7 @@ def test_wheel_that_took_the_place_of_ours_is_the_built_in_runtime(
     assert plan.runtime_version == version
     assert {each.candidate.provider for each in plan.outcomes if each.measurement} == {CPU, OPENVINO}
     assert {each.candidate.runtime for each in plan.outcomes} == {"built-in"}
+    assert board.plans() == [plan], "what was measured by hand is what runs"
     assert board.model()["actual"]["runtime"] == "built-in"
     assert board.model()["nodes"] == {OPENVINO: 4, CPU: 1}, "it has no ReduceMean over these axes"
     assert set(board.model()["time_share"]) == {OPENVINO, CPU}
