@@ -321,7 +321,7 @@ def test_policy_decides_who_runs_when_what_was_asked_for_does_not(board: Board) 
     assert board.providers("never") == board.providers("waits") == []
     (plan,) = (plan for plan in board.plans() if plan.chosen.provider == ep("Partial"))
     assert (plan.requested, plan.fallback) == ("gpu", None)
-    assert plan.reason.startswith("`run_on: gpu` was asked for.")
+    assert plan.reason.startswith("`run_on: gpu` was asked for;")
 
 
 def test_device_that_could_not_be_used_is_found_when_it_can(board: Board) -> None:
