@@ -12,7 +12,7 @@ from typing import Any, Literal
 from agent import __version__
 from agent.bundle.manifest import Variant
 from agent.device.facts import Facts
-from agent.device.plan import Candidate, Measurement, Outcome, Plan
+from agent.device.plan import Candidate, Outcome, Plan, labels
 from agent.health.conditions import Condition
 from agent.pipeline.messages import PipelineBeat, SessionFacts
 
@@ -166,7 +166,7 @@ def _model_info(model: ModelStatus) -> dict[str, Any]:
         "reason": plan.reason if plan else None,
         "profile": plan.profile if plan else None,
         "runtime": plan.runtime_version if plan else None,
-        "candidates": [_outcome_info(outcome) for outcome in plan.outcomes] if plan else [],
+        "candidates": _outcomes_info(plan) if plan else [],
     }
 
 
@@ -199,11 +199,14 @@ def _model_metrics(model: ModelStatus) -> dict[str, Any]:
     }
 
 
-def _outcome_info(outcome: Outcome) -> dict[str, Any]:
-    measured: Measurement | None = outcome.measurement
-    return {
-        "candidate": outcome.candidate.label,
-        "p50_ms": measured.p50_ms if measured else None,
-        "p99_ms": measured.p99_ms if measured else None,
-        "refusal": outcome.refusal,
-    }
+def _outcomes_info(plan: Plan) -> list[dict[str, Any]]:
+    names = labels(outcome.candidate for outcome in plan.outcomes)
+    return [
+        {
+            "candidate": names[outcome.candidate],
+            "p50_ms": outcome.measurement.p50_ms if outcome.measurement else None,
+            "p99_ms": outcome.measurement.p99_ms if outcome.measurement else None,
+            "refusal": outcome.refusal,
+        }
+        for outcome in plan.outcomes
+    ]

@@ -199,7 +199,7 @@ def _reason(chosen: Candidate, passed: Sequence[Outcome], demand: Demand, names:
     stayed = [each.candidate for each in rivals if each.dropped_in is None]
     of_stayed = [measured for candidate, measured in ranked if candidate in stayed]
     yardstick = Yardstick.of(demand, of_stayed or [ranked[0][1]])
-    asked = f"`run_on: {demand.run_on}` was asked for. " if demand.run_on != "auto" else ""
+    asked = f"`run_on: {demand.run_on}` was asked for; there, " if demand.run_on != "auto" else ""
     return (
         f"{asked if is_requested(chosen, demand) else ''}{_comparison(ranked, stayed, yardstick, names)}"
         f"{_power_note(yardstick)}{_spinning_note(chosen, ranked, yardstick)}{_variant_note(ranked)}"

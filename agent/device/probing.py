@@ -41,7 +41,9 @@ _PROVIDER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Its name becomes a part of conditions' and folders' names."""
 
 NO_DEVICE_HERE = {
-    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver",
+    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver. The classic OpenVINO "
+    "runs on every x86-64 processor: `pip install --no-deps --target FOLDER onnxruntime-openvino`, and `folder:FOLDER` under "
+    "`device: {runtimes: […]}`",
     "qnn": "it needs a Qualcomm chip and its drivers",
     "tensorrt": "it needs an NVIDIA RTX card and its driver",
 }

@@ -169,6 +169,11 @@ class PipelineLoop(Generic[SampleT]):
         return self._dropped_here + self._dropped_by_old_sources + _dropped_by(self._source)
 
     @property
+    def has_failed_provider(self) -> bool:
+        """Whether the provider of `active` failed, and no other session has taken its place yet."""
+        return self._failed is self.active
+
+    @property
     def inferring_s(self) -> float:
         """How long the inference under way has been running; 0 where none is."""
         began_s = self._infer_began_s

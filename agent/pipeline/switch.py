@@ -208,12 +208,12 @@ class Switch:
         self._wait_for_a_sample()
 
     def _wait_for_a_sample(self) -> None:
-        """Wait until each open source has brought one more sample through the new bundle."""
+        """Wait until each open source has brought one more sample through the new bundle, or its provider has failed."""
         deadline_s = self._clock.monotonic() + SETTLE_S
         loops = [pipeline.loop for pipeline in self._pipelines.values()]
         seen = [loop.active.tally.samples for loop in loops]
         while any(
-            loop.active.tally.samples == count and loop.source_state == "open"
+            loop.active.tally.samples == count and loop.source_state == "open" and not loop.has_failed_provider
             for loop, count in zip(loops, seen, strict=True)
         ):
             if self._clock.monotonic() >= deadline_s or self._clock.wait(self._stop, LOOK_S):

@@ -112,6 +112,8 @@ class _Worker:
     """Of the swap that brought the present process's job; 0: it was started with it."""
     provider_failure: str | None = None
     """The present job's provider failed, and no other job has taken its place yet."""
+    early_failure: ProviderFailed | None = None
+    """Of a swap whose answer is still on its way: a device may fail with the first sample."""
     kill_s: float | None = None
     """It was asked to go for good; a process that is still there at this time is killed."""
     watch: Watch = field(default_factory=Watch)
@@ -334,6 +336,7 @@ class Workers:
     def _take_provider_failed(self, worker: _Worker, failed: ProviderFailed) -> None:
         """It counts as a crash of the bundle: in probation, it is the first to run here with this candidate."""
         if failed["number"] != worker.number:
+            worker.early_failure = failed
             return
         log.error("worker %s: %s", worker.job.model, failed["reason"])
         worker.watch.crashed(failed["reason"], has_stalled=False)
@@ -392,6 +395,9 @@ class Workers:
             worker.watch.ended()
         worker.watch.since_s = now_s
         self._end_swap(worker, None)
+        early, worker.early_failure = worker.early_failure, None
+        if early is not None and early["number"] == worker.number:
+            self._take_provider_failed(worker, early)
 
     @staticmethod
     def _take_over(worker: _Worker, job: Job) -> None:

@@ -45,6 +45,16 @@ def test_measure_then_explain_then_show(plan, make_tiny_bundle, tiny_classifier,
     assert (tmp_path / "state" / "prepared").is_dir()
 
 
+def test_runtime_that_had_nothing_to_measure_is_named(plan, make_tiny_bundle, tmp_path):
+    """Somebody installed a provider and does not find it in the table: the reason stands below it."""
+    bundle, gone = str(make_tiny_bundle()), f"folder:{tmp_path / 'gone'}"
+    plan("measure", "--bundle", bundle, "--json")
+
+    text = plan("explain", "--bundle", bundle, "--runtime", gone, width=1000).stdout
+
+    assert f"{gone}: there is no ONNX Runtime in this folder; pip install --no-deps --target" in text
+
+
 def test_show_without_a_plan_says_how_to_get_one(plan, make_tiny_bundle):
     """Measuring takes time and load, so `show` never does it by itself."""
     error = plan("show", "--bundle", str(make_tiny_bundle())).exception
@@ -104,3 +114,32 @@ def test_a_bundle_that_does_not_exist_is_an_error():
     """Neither a folder nor a name that ships."""
     with pytest.raises(OperatorError, match="no bundle of this name"):
         find_bundle("nowhere")
+
+
+def test_what_no_option_says_is_as_the_configuration_has_it(plan, make_tiny_bundle, tmp_path):
+    """A plan for another demand than that of `holdfast run` is measured in vain: the agent measures again."""
+    config = tmp_path / "holdfast.yaml"
+    cameras = "a: {source: 'scene://conveyor'}, b: {source: 'scene://conveyor', fallback: require}"
+    model = f"m: {{bundle: '{make_tiny_bundle()}', run_on: cpu, objective: throughput}}"
+    config.write_text(f"version: 1\nmodels: {{{model}}}\ncameras: {{{cameras}}}\n")
+
+    as_the_file = json.loads(plan("measure", "--config", str(config), "--json").stdout)["demand"]
+    as_the_line = json.loads(plan("measure", "--config", str(config), "--objective", "latency", "--json").stdout)[
+        "demand"
+    ]
+
+    assert as_the_file == {"objective": "throughput", "streams": 2, "cores": None, "run_on": "cpu", "is_required": True}
+    assert as_the_line == as_the_file | {"objective": "latency"}
+    assert "for latency of 2 streams on cpu" in plan("explain", "--config", str(config)).stdout
+
+
+def test_several_bundles_in_the_configuration_want_a_word(plan, make_tiny_bundle, tmp_path):
+    """To explain another model's plan than the one that was meant would be worse than to ask."""
+    config = tmp_path / "holdfast.yaml"
+    models = f"m: {{bundle: '{make_tiny_bundle()}'}}, p: {{bundle: parcels}}"
+    config.write_text(f"version: 1\nmodels: {{{models}}}\ncameras: {{a: {{source: 'scene://conveyor', model: p}}}}\n")
+
+    error = plan("explain", "--config", str(config)).exception
+
+    assert isinstance(error, OperatorError)
+    assert "--bundle" in str(error)

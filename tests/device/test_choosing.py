@@ -245,7 +245,9 @@ def test_what_was_asked_for_stands_first_and_the_others_behind_it():
 
     assert made.ranked == (NPU, candidate(), GPU)
     assert made.fallback is None
-    assert made.reason == "`run_on: npu` was asked for. A npu int8 is the only candidate that passed, p99 6.00 ms."
+    assert (
+        made.reason == "`run_on: npu` was asked for; there, A npu int8 is the only candidate that passed, p99 6.00 ms."
+    )
 
 
 def test_an_interim_choice_says_what_is_still_being_measured():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,23 @@ def test_session_that_dies_after_so_many_runs_is_left_and_a_recording_loses_noth
     assert sum(ready["nodes"].values()) > 0
     assert ready["opset"] > 0
     assert list(ready["inputs"].values()) == [[1, 3, 32, 32]]
+
+
+def test_session_that_dies_with_its_first_sample_after_a_swap_is_left_as_well(
+    core, make_tiny_bundle, colours, hardware, eventually
+):
+    """The failure is told before the swap is: both are about the same job, and the sample waits for an answer."""
+    _, npu = hardware(Frail={"dies_after": 3})  # two runs are the warm-up
+    it = core(make_tiny_bundle(), door=colours)
+    eventually(lambda: (it.turn(), it.events)[1])
+    it.workers.swap(replace(it.job, candidate=npu, fallbacks=(CPU,)), "candidate")
+    eventually(lambda: (it.turn(), it.troubles)[1], within_s=8)
+    assert it.swaps == [("m", None)]
+    assert it.troubles[0][0] == npu
+    it.degrade(CPU)
+    eventually(lambda: has_finished(it))
+    assert frames(it) == list(range(FRAMES))
+    assert {made_by["ep"] for made_by in it.made_by} == {CPU.provider}
 
 
 def test_two_pipelines_of_one_session_tell_of_its_failure_once(core, make_tiny_bundle, colours, hardware, eventually):
