@@ -75,8 +75,8 @@ class Bench:
         wanted = self.begun.first
         measured = Measurement(200, 5, 5, 5, 5.0, 1, 1, 1)
         made = Plan(
-            "f", "d", "1", "p", ranked[0], "", tuple(Outcome(each, measured) for each in ranked), "now", ranked=ranked,
-            **{"requested": "npu", **plan},
+            "f", "d", "1", "p", ranked[0], "", tuple(Outcome(each, measured) for each in ranked), ranked=ranked,
+            **{"requested": "npu", "made_at": "2026-11-20T09:00:00Z", **plan},
         )  # fmt: skip
         manifest = SimpleNamespace(version="1", variant=lambda name: None)
         return Prepared(wanted, SimpleNamespace(manifest=manifest, folder=Path("/b")), made, was_stored=False)
@@ -300,3 +300,28 @@ def test_accelerator_that_comes_back_during_a_release_s_switch_lets_the_release_
     it.it.swap_ended("m", None)
     assert answers == ["m"]
     assert it.conditions == {}
+
+
+def test_look_for_an_accelerator_that_fails_changes_nothing_and_is_repeated(bench):
+    """A disk that was full for a moment is no reason to call a model unusable that runs, nor to take a release back."""
+    it = bench(door={"fallback": "allow"})
+    it.run(CPU, fallback="there is no npu here")
+    before = it.conditions
+    refused = []
+    it.it.updating = SimpleNamespace(switch_failed=lambda *said: refused.append(said))
+    for _ in range(3):
+        it.clock.advance(7200)
+        first = it.begun
+        it.it.tick(it.clock.monotonic())
+        assert it.begun is not first
+        it.it.deal_with(PreparationFailed(it.begun.first, CandidateError("no space left")))
+        assert it.conditions == before
+    assert (len(it.workers.asked), refused) == (1, [])
+
+
+def test_plan_of_the_end_of_time_is_only_old(bench):
+    """A clock that was wrong when the plan was made must not end core."""
+    it = bench()
+    for made_at in ("9999-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00", "1970-01-01T00:00:00Z"):
+        it.run(CPU, fallback="there is no npu here", made_at=made_at)
+    assert it.model().plan.made_at == "1970-01-01T00:00:00Z"
