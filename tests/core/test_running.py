@@ -367,11 +367,12 @@ class History:
 
     def end_a_thread(self, *, is_good):
         thread = self.waiting.pop(self.chance.randrange(len(self.waiting)))
-        may_be_interim = not (thread.first.is_switch or thread.first.is_again)
-        how = "good" if is_good else self.chance.choice(["good", "error", "fallback", *["interim"] * may_be_interim])
         if thread.rest and isinstance(thread.rest[0], Candidate):
             self.it.it.deal_with(TriedAgain("m", thread.rest[0], None if is_good else "no"))
-        elif how == "error":
+            return
+        may_be_interim = not (thread.first.is_switch or thread.first.is_again)
+        how = "good" if is_good else self.chance.choice(["good", "error", "fallback", *["interim"] * may_be_interim])
+        if how == "error":
             self.it.it.deal_with(PreparationFailed(thread.first, CandidateError("no")))
         elif how == "interim":
             self.it.it.deal_with(self.it.prepared(CPU, wanted=thread.first, is_interim=True))
