@@ -140,7 +140,7 @@ class Child:
             self._process.wait(1.0)
 
     def kill(self) -> None:
-        """End the child at once, and what it started itself, such as a vendor's compiler. Nothing of it may not be lost."""
+        """End the child at once, and what it started itself, such as a vendor's compiler. All of it may be lost."""
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and self.is_alive:
                 os.killpg(self.pid, signal.SIGKILL)

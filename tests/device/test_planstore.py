@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from agent.atomicfile import LARGEST_BYTES
 from agent.device.plan import Candidate, Demand, Measurement, Outcome, Plan
-from agent.device.planstore import LARGEST_BYTES, PlanStore, to_json
+from agent.device.planstore import PlanStore, to_json
 
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 2, options=(("a", "b"),))
 PLAN = Plan(
