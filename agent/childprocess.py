@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
+from agent.log import brief, printable
 from agent.resources import is_frozen
 
 Message = dict[str, Any]
@@ -109,7 +110,7 @@ class Child:
     def with_last_words(self, what: str) -> str:
         """Return what happened to it, and the end of what it wrote to stderr, if anything."""
         words = self.last_words.strip()
-        return f"{what}; its last words: {words[-1000:]}" if words else what
+        return f"{what}; its last words: {printable(words[-1000:])}" if words else what
 
     def send(self, message: Mapping[str, object]) -> bool:
         """Queue one message; never blocks. Return False, and forget it, where too much waits for a child that hangs.
@@ -155,6 +156,8 @@ class Child:
         while line := stdout.readline(LONGEST_MESSAGE_BYTES):
             if (message := _message_in(line)) is None:
                 log.warning("%s %d sent a line that is no message: %r", self.role, self.pid, line[:200])
+            elif message.get("is") == "log":
+                self._log(message)
             else:
                 self._on_message(message)
         status = self._process.wait()
@@ -162,6 +165,10 @@ class Child:
         stdout.close()
         self._outgoing.put(None)
         self._on_exit(status)
+
+    def _log(self, message: Message) -> None:
+        logger, text = logging.getLogger(str(message.get("logger"))), brief(str(message.get("text")))
+        logger.warning("%s %d: %s", self.role, self.pid, text)
 
     def _write_messages(self) -> None:
         """Carry messages over in a thread of its own: a pipe that a hung child does not empty blocks whoever writes."""
@@ -218,6 +225,10 @@ class ParentLink:
             pass
         os._exit(1)
 
+    def forward_warnings(self, logger: str) -> None:
+        """Let what this logger warns of stand in the parent's log. Other records go to stderr, as last words."""
+        logging.getLogger(logger).addHandler(_ToParent(self))
+
     def send(self, message: Mapping[str, object]) -> None:
         """Send one message. A parent that is gone ends this process: nobody is left to work for."""
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
@@ -227,6 +238,17 @@ class ParentLink:
                 self._outgoing.flush()
         except OSError:
             os._exit(1)
+
+
+class _ToParent(logging.Handler):
+    """Sends warnings as messages."""
+
+    def __init__(self, link: ParentLink) -> None:
+        super().__init__(logging.WARNING)
+        self._link = link
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._link.send({"is": "log", "logger": record.name, "text": record.getMessage()})
 
 
 def answer_once(answer: Callable[[Message], Message]) -> None:

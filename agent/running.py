@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import cast
 
 from agent.backoff import Backoff
@@ -45,6 +46,10 @@ log = logging.getLogger(__name__)
 
 NEXT_ATTEMPT_FIRST_S, NEXT_ATTEMPT_LIMIT_S = 30.0, 600.0
 """Where nothing can run the operator's own bundle: a driver may come late."""
+LOOK_FIRST_S, LOOK_LIMIT_S = 60.0, 3600.0
+"""Where a plan had to do without the accelerator that was asked for: how often it is looked whether that works now."""
+TOO_OLD = timedelta(days=1)
+"""Such a plan is measured anew, since what crashed in a trial looks the same to a probe before and after it is repaired."""
 
 
 @dataclass(slots=True, eq=False)
@@ -115,6 +120,7 @@ class Running:
         self._runs: dict[str, Run] = {}
         self._asked: dict[str, _Asked] = {}
         self._drifts: dict[str, Drift] = {}
+        self._looks: dict[str, Backoff] = {}
 
     # -- order of life -----------------------------------------------------------------------------------------------
 
@@ -131,7 +137,11 @@ class Running:
             self._preparer.look_again()
         for wanted in due:
             del self._prepare_again[wanted.model]
-            self.prepare(wanted)
+            run = self._runs.get(wanted.model)
+            if run is None or self._is_calm(wanted.model, run):
+                self.prepare(wanted)
+            else:
+                self._look_later(wanted.model, run)
         for model, run in list(self._runs.items()):
             self._act(model, run, run.degrading.tick(now_s))
         times = [at_s for at_s, _ in self._prepare_again.values()]
@@ -201,7 +211,7 @@ class Running:
         self._prepare_again.pop(model, None)
         wanted = self.updating.wanted(model, slot) if slot else self._factory(model)
         if wanted is None:
-            for known in (self._wishes, self._runs, self._asked, self._drifts):
+            for known in (self._wishes, self._runs, self._asked, self._drifts, self._looks):
                 cast("dict[str, object]", known).pop(model, None)
             self._workers.end(model)
             self.updating.switched(model)
@@ -324,6 +334,19 @@ class Running:
             variant=variant,
         )
         self._report(model, run)
+        self._look_later(model, run)
+
+    def _look_later(self, model: str, run: Run) -> None:
+        """See to it that an accelerator which could not be used is found when it can: a driver that was repaired, a stick."""
+        plan = run.plan
+        self._prepare_again.pop(model, None)
+        if plan.fallback is None or plan.is_interim:
+            self._looks.pop(model, None)
+            return
+        looks = self._looks.setdefault(model, Backoff(self._random, LOOK_FIRST_S, LOOK_LIMIT_S))
+        is_again = datetime.fromisoformat(plan.made_at) + TOO_OLD < self._clock.now()
+        wanted = replace(run.prepared.wanted, is_switch=False, is_again=is_again)
+        self._prepare_again[model] = self._clock.monotonic() + looks.next_delay_s(), wanted
 
     # -- what the workers say --------------------------------------------------------------------------------------------
 
@@ -391,6 +414,11 @@ class Running:
                     pass  # WakeAt: `tick` looks at the machine itself
 
     def _use(self, model: str, run: Run, use: Use) -> None:
+        on_its_way = self._asked.get(model)
+        if use.is_return and on_its_way is not None and on_its_way.use is None:  # whoever asked waits for the outcome
+            reason = "another job is on its way in"
+            self._act(model, run, run.degrading.not_returned(reason, self._clock.monotonic()))
+            return
         reason = run.degrading.reason
         elsewhere = policy.elsewhere_degraded(run.plan, use.candidate, reason)
         ruling = policy.rule(model, run.pipelines, elsewhere=elsewhere, fallback=run.plan.fallback)

@@ -30,7 +30,7 @@ Feature = Literal[
 class _Document(BaseModel):
     """A document from a newer builder may carry fields that this agent does not know: kept, not refused."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
 
 class Blob(_Document):
@@ -112,7 +112,7 @@ class Accuracy(_Document):
     value: float
     drop: float
     """fp32's value minus this variant's."""
-    gate: float
+    gate: Annotated[float, Field(ge=0, le=1)]
     """The largest drop allowed."""
 
 

@@ -89,10 +89,8 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("Memory", _memory(facts)),
         ("Runtime", f"ONNX Runtime {facts.runtime_version}" if facts.runtime_version else "none: see the findings"),
     ]
-    rows += [("Device", _ep_device(each)) for each in facts.ep_devices if each.unusable is None]
-    rows += [
-        ("Unusable", f"{_ep_device(each)}: {each.unusable}") for each in facts.ep_devices if each.unusable is not None
-    ]
+    rows += [("Device", _ep_device(each)) for each in facts.devices_here if each.unusable is None]
+    rows += [("Unusable", f"{_ep_device(each)}: {each.unusable}") for each in facts.unusable_devices]
     rows += [("Accelerator", _accelerator(facts, each)) for each in facts.accelerators]
     rows += [("Camera", f"{camera.path}  {camera.name}") for camera in facts.cameras] or [("Camera", "none found")]
     rows += [("Temperature", f"{zone.name} {zone.celsius:.1f} °C") for zone in facts.thermal_zones]

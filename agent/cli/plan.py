@@ -15,7 +15,7 @@ from agent.errors import OperatorError
 
 if TYPE_CHECKING:
     from agent.bundle.reader import Bundle
-    from agent.device.facts import Facts
+    from agent.device.facts import Facts, Finding
     from agent.device.plan import Demand, Plan
     from agent.device.planstore import PlanStore
     from agent.device.profile import Profile
@@ -72,11 +72,12 @@ def explain(
     from agent.device.planstore import to_json
 
     bundle, _ = _asked(config, bundle)
-    plan, *others = _stored_plans(bundle, _Device.of(config, state_dir, runtime or ()))
+    device = _Device.of(config, state_dir, runtime or ())
+    plan, *others = _stored_plans(bundle, device)
     if as_json:
         typer.echo(to_json(plan).decode())
     else:
-        print_plan(plan, others)
+        print_plan(plan, others, device.facts.findings)
 
 
 @app.command()
@@ -108,17 +109,22 @@ def measure(
     if as_json:
         typer.echo(to_json(plan).decode())
     else:
-        print_plan(plan)
+        print_plan(plan, findings=device.facts.findings)
 
 
-def print_plan(plan: Plan, others: Sequence[Plan] = ()) -> None:
-    """Print the table, the refusals, the reason, and what the plan was made for; then which others are stored."""
+def print_plan(plan: Plan, others: Sequence[Plan] = (), findings: Sequence[Finding] = ()) -> None:
+    """Print the table, the refusals, the runtimes that had nothing to measure, the reason, and what the plan was made for; then
+    which others are stored.
+    """
     from rich.console import Console
 
     from agent.cli.plantable import demand_text, plan_table
 
     console = Console()
     console.print(plan_table(plan))
+    for finding in findings:
+        if ":" in finding.probe:  # a runtime's id; the others are of the operating system
+            console.print(f"{finding.probe}: {finding.text}", style="dim", highlight=False, markup=False)
     console.print(f"\n{plan.reason}", highlight=False, markup=False)
     console.print(f"Requested: {plan.requested}. Chosen: {_chosen(plan)}.", highlight=False, markup=False)
     if plan.fallback:

@@ -84,11 +84,16 @@ def choose(
 
 
 def still_holds(plan: Plan, profile: Profile, found: Sequence[Candidate]) -> bool:
-    """Return whether a stored plan may be used again: made with this profile, and its choice is still a candidate.
+    """Return whether a stored plan may be used again: made with this profile, and all that it would run is still a candidate.
 
-    The key has covered hardware, bundle, runtime and demand; an operator may have edited or renamed the profile since.
+    The key has covered hardware, bundle, runtime and demand; an operator may have edited or renamed the profile since. What takes
+    over when the choice fails counts as well: a file in the state folder must not be able to name a library to load.
     """
-    return plan.profile == profile.name and any(plan.chosen in (each, spinning(each)) for each in found)
+    known = {*found, *map(spinning, found)}
+    is_whole = not plan.ranked or plan.chosen in plan.ranked
+    says_so = plan.fallback is not None or is_requested(plan.chosen, plan.demand)
+    is_final = is_whole and says_so and not plan.is_interim
+    return is_final and plan.profile == profile.name and known.issuperset((plan.chosen, *plan.ranked))
 
 
 def spinning(candidate: Candidate) -> Candidate:
@@ -194,7 +199,7 @@ def _reason(chosen: Candidate, passed: Sequence[Outcome], demand: Demand, names:
     stayed = [each.candidate for each in rivals if each.dropped_in is None]
     of_stayed = [measured for candidate, measured in ranked if candidate in stayed]
     yardstick = Yardstick.of(demand, of_stayed or [ranked[0][1]])
-    asked = f"`run_on: {demand.run_on}` was asked for. " if demand.run_on != "auto" else ""
+    asked = f"`run_on: {demand.run_on}` was asked for; there, " if demand.run_on != "auto" else ""
     return (
         f"{asked if is_requested(chosen, demand) else ''}{_comparison(ranked, stayed, yardstick, names)}"
         f"{_power_note(yardstick)}{_spinning_note(chosen, ranked, yardstick)}{_variant_note(ranked)}"

@@ -9,7 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from agent.device.facts import BUILT_IN
 
@@ -85,36 +87,49 @@ class Candidate:
         return f"{provider} {self.device_type} {self.variant}"
 
 
+def _share(value: float) -> float:
+    """Refuse what is no share. NaN is one: it agrees with nothing."""
+    if value < 0 or value > 1:
+        raise ValueError(f"expected a share from 0 to 1, found {value}")
+    return value
+
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Native code may answer anything, and a time that is negative or no number would win or break every comparison."""
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, AfterValidator(_share)]
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """What a trial found. Times are of `session.run` on golden samples (or zeros), in milliseconds."""
 
-    runs: int
-    mean_ms: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    load_ms: float
-    cpu_ms_per_run: float
-    peak_rss_bytes: int
-    nodes: dict[str, int] = field(default_factory=dict)
+    runs: Annotated[int, Field(gt=0)]
+    mean_ms: Amount
+    p50_ms: Amount
+    p95_ms: Amount
+    p99_ms: Amount
+    load_ms: Amount
+    cpu_ms_per_run: Amount
+    peak_rss_bytes: Count
+    nodes: dict[str, Count] = field(default_factory=dict)
     """Graph nodes by the provider that ran them, from ONNX Runtime's own assignment record."""
-    golden_agreement: float | None = None
+    golden_agreement: Share | None = None
     """Mean agreement with the golden answers, 0 to 1 (`agent.inference.golden`); None where the bundle has none."""
-    cpu_agreement: float | None = None
+    cpu_agreement: Share | None = None
     """For a bundle without golden samples: 1 minus the relative root mean square difference of the raw outputs from those of
     the same variant on the plain CPU provider; None where that was not compared."""
-    partitions: dict[str, int] = field(default_factory=dict)
+    partitions: dict[str, Count] = field(default_factory=dict)
     """Connected parts of the graph by provider: each border between two providers costs a copy."""
-    time_share: dict[str, float] = field(default_factory=dict)
+    time_share: dict[str, Share] = field(default_factory=dict)
     """Share of a run's time by provider, 0 to 1, from a traced run; empty where it was not traced."""
-    runs_per_s: float | None = None
+    runs_per_s: Amount | None = None
     """With `Demand.streams` runs at a time; None where only one stream was asked for."""
-    energy_mj_per_run: float | None = None
+    energy_mj_per_run: Amount | None = None
     """Of the processor package (RAPL), in millijoules, less what it takes idle; None where nothing measures it."""
-    celsius: float | None = None
+    celsius: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The hottest thermal zone at the end of the trial."""
-    compile_ms: float | None = None
+    compile_ms: Amount | None = None
     """How long the first load took, where later ones read a prepared model; `load_ms` is then of a later one."""
 
 

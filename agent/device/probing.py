@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from agent.clock import SystemClock
 from agent.device.facts import BUILT_IN, EpDevice, Facts, Finding
 from agent.device.hardware.gathering import gather
 from agent.device.tried import DeviceKind, Tried, kind_of
+from agent.log import brief
 
 DEFAULT_TIMEOUT_S = 20.0
 """A vendor's driver may take several seconds to wake; the CPU alone takes 0.3 s."""
@@ -32,8 +34,16 @@ LOOK_S = 0.05
 AT_A_TIME = 2
 """Children that run at once: a driver's start is mostly waiting, but small boards have little memory."""
 
+MOST_DEVICES = 32
+"""Of one runtime: each kind is tried in a process of its own, so a driver that lists thousands would stop the start."""
+MOST_METADATA = 64
+_PROVIDER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""Its name becomes a part of conditions' and folders' names."""
+
 NO_DEVICE_HERE = {
-    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver",
+    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver. The classic OpenVINO "
+    "runs on every x86-64 processor: `pip install --no-deps --target FOLDER onnxruntime-openvino`, and `folder:FOLDER` under "
+    "`device: {runtimes: […]}`",
     "qnn": "it needs a Qualcomm chip and its drivers",
     "tensorrt": "it needs an NVIDIA RTX card and its driver",
 }
@@ -124,7 +134,7 @@ class _Children:
             return child.with_last_words(f"gave no answer within {timeout_s:g} s and was killed")
         if isinstance(answer, int):
             return child.with_last_words(f"{exit_text(answer)} before it answered")
-        return str(answer.get("text")) if answer.get("is") == "failed" else answer
+        return brief(str(answer.get("text"))) if answer.get("is") == "failed" else answer
 
     def _wait(self, answers: queue.SimpleQueue[Message | int], timeout_s: float) -> Message | int | None:
         deadline_s = self._clock.monotonic() + timeout_s
@@ -138,9 +148,12 @@ def _read_facts(answer: Answer) -> Facts:
     if isinstance(answer, str):
         return _without_runtime(f"the probe {answer}")
     try:
-        return parse_facts(answer.get("facts"))
+        facts = parse_facts(answer.get("facts"))
     except ValidationError as error:
         return _without_runtime(f"the probe's answer is no facts: {_first(error)}")
+    devices, excess = _sound(facts.ep_devices)
+    facts = replace(facts, ep_devices=devices)
+    return _with_finding(facts, "runtime", excess) if excess else facts
 
 
 def _without_runtime(text: str) -> Facts:
@@ -159,8 +172,35 @@ def _with_runtime(facts: Facts, runtime: str, answer: Answer) -> Facts:
     if not devices:
         reason = next((text for part, text in NO_DEVICE_HERE.items() if part in runtime), "its driver may be missing")
         return _with_finding(facts, runtime, f"it is registered and offers no device here: {reason}")
-    own = tuple(replace(device, runtime=runtime, unusable=None) for device in devices)
-    return replace(facts, ep_devices=(*_not_replaced(facts.ep_devices, own), *own))
+    sound, excess = _sound(devices)
+    own = tuple(replace(device, runtime=runtime, unusable=None) for device in sound)
+    facts = replace(facts, ep_devices=(*_not_replaced(facts.ep_devices, own), *own))
+    return _with_finding(facts, runtime, excess) if excess else facts
+
+
+def _sound(devices: Sequence[EpDevice]) -> tuple[tuple[EpDevice, ...], str]:
+    """Return the devices that can be dealt with, their texts short and printable, and what was left out, if anything."""
+    named = [device for device in devices if _PROVIDER.fullmatch(device.provider)]
+    kept = named[:MOST_DEVICES]
+    excess = ""
+    if len(named) < len(devices):
+        strange = next(device.provider for device in devices if device not in named)
+        excess = f"{len(devices) - len(named)} devices are left out: `{brief(strange[:80])}` is no name of a provider"
+    elif len(kept) < len(named):
+        excess = f"it lists {len(named)} devices; the first {MOST_DEVICES} count"
+    return tuple(_brief(device) for device in kept), excess
+
+
+def _brief(device: EpDevice) -> EpDevice:
+    return replace(
+        device,
+        device_type=brief(device.device_type),
+        vendor=brief(device.vendor),
+        name=brief(device.name),
+        driver_version=brief(device.driver_version),
+        library_version=brief(device.library_version),
+        metadata=tuple((brief(name), brief(value)) for name, value in device.metadata[:MOST_METADATA]),
+    )
 
 
 def _not_replaced(devices: Iterable[EpDevice], newer: Sequence[EpDevice]) -> Iterable[EpDevice]:
@@ -205,7 +245,7 @@ def _reason(answer: Answer) -> str | None:
     if answer.get("is") != "tried" or not isinstance(answer.get("unusable", ""), str | None):
         return f"trying it: the child talked nonsense: {str(answer)[:200]}"
     unusable: str | None = answer.get("unusable")
-    return unusable
+    return unusable if unusable is None else brief(unusable)
 
 
 def _first(error: ValidationError) -> str:

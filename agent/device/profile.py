@@ -19,7 +19,7 @@ Provider = Annotated[str, Field(pattern=r"^(any|[A-Za-z0-9]+ExecutionProvider)$"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Match(_Strict):
@@ -51,11 +51,11 @@ class CandidateSpec(_Strict):
 class Limits(_Strict):
     """What a candidate may use."""
 
-    memory_mb: int = 1024
-    p99_ms: float | None = None
-    trial_s: float = 20.0
+    memory_mb: Annotated[int, Field(gt=0)] = 1024
+    p99_ms: Annotated[float, Field(gt=0)] | None = None
+    trial_s: Annotated[float, Field(gt=0)] = 20.0
     """Wall time of one trial without compiling."""
-    compile_s: float = 60.0
+    compile_s: Annotated[float, Field(gt=0)] = 60.0
     """Wall time that making a session may take, the first time: an accelerator compiles, the plain CPU does not."""
     celsius: float | None = None
     """A candidate that heats the hottest thermal zone above this is refused."""
@@ -65,7 +65,7 @@ class Tune(_Strict):
     """Whether candidates are measured, or taken in the order listed."""
 
     mode: Literal["measured", "as-listed"] = "measured"
-    budget_s: float = 60.0
+    budget_s: Annotated[float, Field(ge=0)] = 60.0
     """For one model, compiling left out."""
     objective: Literal["latency", "throughput", "power"] = "latency"
     """Where the operator's file says nothing."""

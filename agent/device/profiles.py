@@ -16,6 +16,7 @@ feature it has.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -29,6 +30,8 @@ from agent.device.provideroptions import PLAIN_CPU, PROVIDERS, complaint, meant_
 from agent.errors import ConfigurationError, OperatorError, Problem
 
 Specificity = tuple[int, ...]
+MOST_COMBINATIONS = 64
+"""Of one candidate of a profile."""
 Wrong = tuple[yamlfile.KeyPath, str, str | None]
 """A key, what is wrong with it, and a hint."""
 
@@ -143,12 +146,25 @@ def _wrong_candidate(candidate: CandidateSpec) -> Iterable[Wrong]:
     for threads in candidate.threads:
         if isinstance(threads, int) and threads < 1:
             yield ("threads",), f"found {threads}, expected at least 1", None
+    if (count := combinations_of(candidate)) > MOST_COMBINATIONS:
+        yield (
+            (),
+            f"makes {count:,} combinations to try, expected at most {MOST_COMBINATIONS}",
+            "each takes a second or more, and an accelerator compiles for each: list fewer values",
+        )
     for option, value in _each(candidate.options):
         if wrong := complaint(candidate.provider, option, value):
             yield ("options", option), *wrong
     for option, value in _each(candidate.session_options):
         if wrong := session_complaint(option, value):
             yield ("session_options", option), *wrong
+
+
+def combinations_of(candidate: CandidateSpec) -> int:
+    """Return how many ways to run a model this makes, at most."""
+    threads = candidate.threads if candidate.device_type == "cpu" else candidate.threads[:1]
+    lists = (candidate.variants, threads, *candidate.options.values(), *candidate.session_options.values())
+    return math.prod(len(each) for each in lists if not isinstance(each, str))
 
 
 def _is_empty(value: Sequence[object] | Mapping[str, object]) -> bool:

@@ -61,6 +61,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link = open_parent_link()
     logs.configure()
+    link.forward_warnings("agent.device")
     Worker(link, SystemClock(), SystemRandom()).run()
 
 

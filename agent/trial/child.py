@@ -46,6 +46,7 @@ def main() -> None:
     link = open_parent_link()
     if (request := next(link.messages(), None)) is not None:
         link.leave_with_parent()
+        link.forward_warnings("agent.device")
         link.send(answer(request, loaded=lambda: link.send({"is": "loaded"})))
 
 

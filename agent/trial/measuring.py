@@ -167,13 +167,14 @@ class Measuring:
 
     def _round(self, candidates: Sequence[Candidate], number: int, reserved_share: float) -> None:
         """Give each a trial while there is time; in any case until something passed: late is better than never."""
-        for candidate in candidates:
+        for index, candidate in enumerate(candidates):
             if self.stop.is_set():
                 return
             if self.budget.left_s(reserved_share) <= 0 and self.has_passed():
-                self.leave_out(candidate, f"not measured: the budget of {self.profile.tune.budget_s:g} s was spent")
-            else:
-                self._trial(candidate, runs=runs_in(number), seconds=seconds_in(number))
+                for left in candidates[index:]:
+                    self.leave_out(left, f"not measured: the budget of {self.profile.tune.budget_s:g} s was spent")
+                return
+            self._trial(candidate, runs=runs_in(number), seconds=seconds_in(number))
 
     def _drop(
         self, passed: Sequence[Outcome], staying: Sequence[Candidate], kept: Candidate | None, number: int

@@ -142,7 +142,8 @@ class _Planning:
         accelerators = [each for each in asked if each.device_type != "cpu"]
         others = [each for each in self.found if each not in asked and each not in on_cpu]
         self.measuring.halve(on_cpu, reference(on_cpu), ACCELERATORS_SHARE if accelerators else 0.0)
-        if (accelerators or others) and self.measuring.has_passed() and not self.measuring.stop.is_set():
+        follows = accelerators or (others and not self.measuring.has_passed(asked))
+        if follows and self.measuring.has_passed() and not self.measuring.stop.is_set():
             began_s = self.clock.monotonic()
             interim(self._choose(is_interim=True))  # others may measure meanwhile: that is not this plan's time
             self.measuring.budget.ends_s += self.clock.monotonic() - began_s

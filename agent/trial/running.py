@@ -16,6 +16,7 @@ from agent.clock import Clock, SystemClock
 from agent.device.facts import BUILT_IN
 from agent.device.plan import Candidate, Cause, Measurement, Outcome
 from agent.device.profile import Limits
+from agent.log import brief
 from agent.usage import rss_bytes_of
 
 WATCH_S = 0.05
@@ -147,7 +148,7 @@ def _outcome(candidate: Candidate, answer: Message | int, child: Child) -> Outco
         return Outcome(candidate, refusal=text, cause="failed")
     if answer.get("is") == "refused":
         cause: Cause = "memory" if answer.get("cause") == "memory" else "failed"
-        return Outcome(candidate, refusal=str(answer.get("reason", "the trial gave no reason")), cause=cause)
+        return Outcome(candidate, refusal=brief(str(answer.get("reason", "the trial gave no reason"))), cause=cause)
     try:
         return Outcome(candidate, _measurement.validate_python(answer.get("measurement")))
     except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_wrong_folders_say_what_to_do(folder: Path, tmp_path: Path):
         pytest.param(b" " * 9_000_000, "expected at most", id="huge"),
         pytest.param(json.dumps({**document(), "schema_version": 2}).encode(), "found 2", id="newer"),
         pytest.param(json.dumps({**document(), "name": "../x"}).encode(), "not valid: name", id="path as name"),
+        pytest.param(json.dumps({**document(), "max_p99_ms": math.nan}).encode(), "not valid: max_p99_ms", id="nan"),
     ],
 )
 def test_bad_manifests_are_refused(folder: Path, content: bytes, part: str):

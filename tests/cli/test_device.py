@@ -63,6 +63,15 @@ def show(*options: str) -> str:
     return CliRunner().invoke(app, ["show", *options], env={"COLUMNS": "400"}).stdout
 
 
+def test_show_leaves_out_what_an_older_provider_could_drive_and_nobody_has_seen(sees):
+    """The classic OpenVINO lists no devices, so its GPU and NPU are tried everywhere: a laptop without one lacks nothing."""
+    classic = EpDevice("OpenVINOExecutionProvider", "npu", runtime="folder:/opt/openvino", unusable="runs none of it")
+    sees(classic)
+
+    assert "OpenVINO" not in show()
+    assert json.loads(show("--json"))["ep_devices"][1]["unusable"] == "runs none of it"
+
+
 def test_show_names_what_brings_a_device_and_why_one_is_of_no_use(sees):
     """Somebody who bought an NPU wants to know who uses it, or what keeps it from being used."""
     sees(NPU, replace(NPU, device_type="gpu", unusable="no [firmware]"), accelerators=(CHIP, CARD))

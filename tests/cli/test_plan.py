@@ -45,6 +45,16 @@ def test_measure_then_explain_then_show(plan, make_tiny_bundle, tiny_classifier,
     assert (tmp_path / "state" / "prepared").is_dir()
 
 
+def test_runtime_that_had_nothing_to_measure_is_named(plan, make_tiny_bundle, tmp_path):
+    """Somebody installed a provider and does not find it in the table: the reason stands below it."""
+    bundle, gone = str(make_tiny_bundle()), f"folder:{tmp_path / 'gone'}"
+    plan("measure", "--bundle", bundle, "--json")
+
+    text = plan("explain", "--bundle", bundle, "--runtime", gone, width=1000).stdout
+
+    assert f"{gone}: there is no ONNX Runtime in this folder; pip install --no-deps --target" in text
+
+
 def test_show_without_a_plan_says_how_to_get_one(plan, make_tiny_bundle):
     """Measuring takes time and load, so `show` never does it by itself."""
     error = plan("show", "--bundle", str(make_tiny_bundle())).exception

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -276,3 +277,26 @@ def test_only_first_choices_that_run_are_judged_by_their_speed(bench):
     begun = it.begun
     be_slow(it, SUSTAINED_S + 3)
     assert it.begun is begun
+
+
+def test_accelerator_that_comes_back_during_a_release_s_switch_lets_the_release_go_first(bench):
+    """The updater waits for the outcome: a swap that took the release's place would leave it waiting for ever."""
+    it = bench()
+    it.run(NPU, CPU)
+    fail(it)
+    it.it.swap_ended("m", None)
+    it.clock.advance(120)
+    it.it.tick(it.clock.monotonic())
+    answers = []
+    it.it.updating = SimpleNamespace(switched=answers.append)
+    it.it.prepare(replace(it.it._runs["m"].prepared.wanted, bundle="newer", is_switch=True))
+    it.run(CPU)
+    release = it.workers.asked[-1]
+    assert release[0] == "release"
+
+    it.it.deal_with(TriedAgain("m", NPU, None))
+
+    assert it.workers.asked[-1] is release
+    it.it.swap_ended("m", None)
+    assert answers == ["m"]
+    assert it.conditions == {}

@@ -245,7 +245,9 @@ def test_what_was_asked_for_stands_first_and_the_others_behind_it():
 
     assert made.ranked == (NPU, candidate(), GPU)
     assert made.fallback is None
-    assert made.reason == "`run_on: npu` was asked for. A npu int8 is the only candidate that passed, p99 6.00 ms."
+    assert (
+        made.reason == "`run_on: npu` was asked for; there, A npu int8 is the only candidate that passed, p99 6.00 ms."
+    )
 
 
 def test_an_interim_choice_says_what_is_still_being_measured():
@@ -285,7 +287,28 @@ def test_a_stored_plan_is_void_when_the_profile_changed():
     assert still_holds(made, profile(), [candidate()])
     assert not still_holds(made, profile().model_copy(update={"name": "q"}), [candidate()])
     assert not still_holds(made, profile(), [candidate(threads=2)])
-    assert still_holds(replace(made, chosen=spinning(candidate())), profile(), [candidate()])
+    spins = spinning(candidate())
+    assert still_holds(replace(made, chosen=spins, ranked=(spins, candidate())), profile(), [candidate()])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ranked": (candidate(), replace(NPU, runtime="plugin:/tmp/evil.so"))},
+        {"ranked": (candidate(), replace(NPU, runtime="folder:/tmp/evil"))},
+        {"ranked": (candidate(), replace(candidate(), options=(("backend_path", "/tmp/evil.so"),)))},
+        {"ranked": (candidate("../../evil"),)},
+        {"ranked": (spinning(candidate()),)},
+        {"is_interim": True},
+        {"demand": Demand(run_on="npu"), "fallback": None},
+    ],
+    ids=["plugin", "folder", "options", "variant", "choice not ranked", "interim", "pretends to be what was asked for"],
+)
+def test_a_stored_plan_cannot_bring_what_this_device_would_not_try_by_itself(changes):
+    """What takes over at a failure is loaded as well: a file in the state folder must not name a library to load."""
+    made = plan(passed(candidate(), 2.0))
+
+    assert not still_holds(replace(made, **changes), profile(), [candidate(), NPU])
 
 
 OUTCOMES = st.lists(

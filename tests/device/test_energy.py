@@ -46,6 +46,17 @@ def test_a_counter_that_wrapped_is_no_negative_energy(zones, tmp_path):
     assert spent_mj(tmp_path, before, package_energy_uj(tmp_path)) == pytest.approx(500.0)
 
 
+@pytest.mark.parametrize("range_uj", ["", "0", "262143328850"])
+def test_a_counter_that_went_back_is_no_number(zones, tmp_path, range_uj):
+    """After a suspend it begins anew: an energy below nothing would be the best of all, one of a whole range the worst."""
+    zones("intel-rapl:0", 1_000_000)
+    before = package_energy_uj(tmp_path)
+    zones("intel-rapl:0", 7)
+    (tmp_path / "sys/class/powercap/intel-rapl:0/max_energy_range_uj").write_text(range_uj)
+
+    assert spent_mj(tmp_path, before, package_energy_uj(tmp_path)) is None
+
+
 def test_where_nothing_can_be_read_there_is_no_number(zones, tmp_path):
     """Only root may read it, and a virtual machine has none: CPU time then stands for it."""
     assert package_energy_uj(tmp_path) == {}

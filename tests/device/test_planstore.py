@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from agent.device.plan import Candidate, Demand, Measurement, Outcome, Plan
-from agent.device.planstore import PlanStore
+from agent.device.planstore import LARGEST_BYTES, PlanStore, to_json
 
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 2, options=(("a", "b"),))
 PLAN = Plan(
@@ -41,13 +41,29 @@ def test_another_key_is_another_plan(tmp_path):
     assert store.load(PLAN.key + "x") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe", b'{"fingerprint": 3}'], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"{}",
+        b"\xff\xfe",
+        b'{"fingerprint": 3}',
+        b"[" * 200_000,
+        to_json(PLAN) + b" " * LARGEST_BYTES,
+        to_json(PLAN).replace(b'"p99_ms": 1.2', b'"p99_ms": NaN'),
+        to_json(PLAN).replace(b'"p99_ms": 1.2', b'"p99_ms": 1e999'),
+        to_json(PLAN).replace(b'"p99_ms": 1.2', b'"p99_ms": -1'),
+    ],
+    ids=lambda content: repr(content[:16] + content[-16:]),
+)
 def test_a_damaged_plan_is_set_aside(tmp_path, content):
     """A cut of power or a bad disk costs one measurement, and what was there can still be looked at."""
     path = tmp_path / f"{PLAN.key}.json"
     path.write_bytes(content)
     store = PlanStore(tmp_path)
 
+    assert store.of(PLAN.fingerprint, PLAN.bundle_digest) == []
     assert store.load(PLAN.key) is None
     assert path.with_name(f"{PLAN.key}.json.damaged").read_bytes() == content
     store.save(PLAN)

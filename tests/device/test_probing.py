@@ -220,6 +220,53 @@ def test_stop_ends_the_probe_and_leaves_no_child(pretend, asked, question):
             psutil.Process(int(line.split()[-1])).wait(10)
 
 
+def listing(*devices: EpDevice) -> str:
+    return f"say({{'is': 'devices', 'devices': {[asdict(device) for device in devices]!r}}})"
+
+
+def test_a_driver_that_lists_thousands_is_bounded_and_said(pretend, asked):
+    """Each kind is tried in a process of its own: the start would take days."""
+    pretend(list_=listing(*(replace(NPU, provider=f"X{number}ExecutionProvider") for number in range(5000))))
+
+    facts = probe_facts(["plugin:x"], stop=StopAfter(asked, 40))
+
+    assert len([device for device in facts.ep_devices if device.runtime == "plugin:x"]) == 32
+    assert "it lists 5000 devices; the first 32 count" in facts.findings[-1].text
+
+
+class StopAfter(threading.Event):
+    """Ends a probe that would ask for ever."""
+
+    def __init__(self, asked, most):
+        super().__init__()
+        self.is_set = lambda: len(asked()) > most
+
+
+def test_texts_of_a_driver_are_short_and_printable(pretend):
+    """They are shown in terminals, kept in plans and sent over MQTT."""
+    name = "\x1b[2JNPU" + "x" * 100_000
+    pretend(
+        list_=listing(replace(NPU, name=name, metadata=((name, name),) * 3)),
+        try_="say({'is': 'tried', 'unusable': 'y' * 999_999})",
+    )
+
+    device = probe_facts(["plugin:x"]).ep_devices[-1]
+
+    assert device.name.startswith("\\x1b[2JNPUx")
+    assert max(map(len, (device.name, device.unusable, *device.metadata[0]))) <= 1000
+
+
+@pytest.mark.parametrize("provider", ["", "../../evil", "A\nB", "x" * 65, "Ünicode/1"])
+def test_a_provider_with_a_strange_name_is_left_out_and_said(pretend, provider):
+    """Its name becomes a part of conditions' and folders' names."""
+    pretend(list_=listing(replace(NPU, provider=provider), NPU))
+
+    facts = probe_facts(["plugin:x"])
+
+    assert [device.provider for device in facts.ep_devices if device.runtime == "plugin:x"] == [NPU.provider]
+    assert "is no name of a provider" in facts.findings[-1].text
+
+
 def test_core_side_never_imports_native_code():
     """Core must stay alive when ONNX Runtime or OpenCV crash, so it may not load them, by whatever way."""
     code = (

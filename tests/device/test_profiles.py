@@ -375,6 +375,14 @@ GOOD = "name: mine\ndescription: d\ncandidates:\n  - provider: CPUExecutionProvi
         pytest.param(GOOD.replace("CPUExecutionProvider", "any"), "mine.yaml:3:1", "is for an accelerator", id="any"),
         pytest.param(GOOD + "accelerator: CPUExecutionProvider\n", "mine.yaml:6:1", "processor's own", id="plain-cpu"),
         pytest.param(GOOD + "match: {provider: CUDAExecutionProvider}\n", "mine.yaml:6:9", "unknown key", id="old-match"),
+        pytest.param(GOOD + "limits: {p99_ms: .nan}\n", "mine.yaml:6:10", "finite", id="nan"),
+        pytest.param(GOOD + "limits: {trial_s: .inf}\n", "mine.yaml:6:10", "finite", id="endless-trial"),
+        pytest.param(GOOD + "limits: {memory_mb: 0}\n", "mine.yaml:6:10", "greater than 0", id="no-memory"),
+        pytest.param(GOOD + "tune: {budget_s: -1}\n", "mine.yaml:6:8", "greater than or equal", id="budget"),
+        pytest.param(
+            NPU.replace("balanced", "[balanced, burst]") + "      vtcm_mb: [" + "'1', " * 40 + "'8']\n",
+            "mine.yaml:5:5", "makes 164 combinations", id="combinations",
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_profile_is_refused_with_its_line(tmp_path, text, where, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import cv2
 import numpy as np
 import paho.mqtt.client as mqtt
+import psutil
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -57,6 +59,7 @@ class Board:
         self.folder = holdfast.folder
         self.hardware = self.folder / "board.yaml"
         self.runtimes = [f"virtual:{self.hardware}"]
+        self.profile = PROFILE
         self.consumer = Consumer(broker.port)
         self.info: dict[str, Any] = {}
         """The newest `info` message."""
@@ -122,6 +125,20 @@ class Board:
 
     # -- the agent ---------------------------------------------------------------------------------------------------
 
+    def configure(self, *, models: Mapping[str, Any] | None = None, cameras: Mapping[str, Any] | None = None) -> Path:
+        """Write the operator's file; one model with one camera where nothing else is given."""
+        profiles = self.folder / "profiles"
+        return self.holdfast.write_config(
+            device={
+                "name": DEVICE,
+                "runtimes": self.runtimes,
+                **({"profile": self.profile, "profiles": str(profiles)} if profiles.exists() else {}),
+            },
+            mqtt={"host": self.broker.host, "port": self.broker.port},
+            models=models or {MODEL: {"bundle": str(self.bundle())}},
+            cameras=cameras or {CAMERA: self.camera()},
+        )
+
     def start(
         self,
         *,
@@ -129,19 +146,9 @@ class Board:
         cameras: Mapping[str, Any] | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        """Start the agent; one model with one camera where nothing else is given."""
+        """Configure and start the agent."""
         self.info, self.conditions = {}, {}
-        config = self.holdfast.write_config(
-            device={
-                "name": DEVICE,
-                "profile": PROFILE,
-                "profiles": str(self.folder / "profiles"),
-                "runtimes": self.runtimes,
-            },
-            mqtt={"host": self.broker.host, "port": self.broker.port},
-            models=models or {MODEL: {"bundle": str(self.bundle())}},
-            cameras=cameras or {CAMERA: self.camera()},
-        )
+        config = self.configure(models=models, cameras=cameras)
         hurry = [f"{name}={value}" for name, value in self._hurry.items()]
         command = [sys.executable, str(HASTY), *hurry, "--", "run", "--config", str(config), *options]
         with (self.folder / "log").open("ab") as log:
@@ -153,6 +160,23 @@ class Board:
             self._process.send_signal(signal.SIGTERM)
             assert self._process.wait(20) == 0, self.log()
             self._process = None
+
+    @property
+    def pid(self) -> int:
+        """Core's."""
+        assert self._process is not None
+        return self._process.pid
+
+    def cut(self) -> None:
+        """Kill core and its children at once, as a power cut does."""
+        core = psutil.Process(self.pid)
+        core.suspend()  # it must not see its children die
+        everything = [*core.children(recursive=True), core]
+        for process in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everything, 10)
+        self._process = None
 
     def wait_for_its_end(self) -> None:
         """Wait until it has played everything (`--exit-when-finished`)."""

@@ -27,6 +27,7 @@ Printer = Callable[..., None]
 SWIFT, SPARE = ep("Swift"), ep("Spare")
 SERVING_WITHIN_S = 5.0
 HURRY = {
+    "agent.running:LOOK_FIRST_S": 1.0,
     "agent.pipeline.degrading:RETRY_FIRST_S": 2.0,
     "agent.pipeline.jobs:PATIENCE_LEAST_S": 1.5,
     "agent.pipeline.drift:SUSTAINED_S": 1.0,
@@ -321,6 +322,25 @@ def test_policy_decides_who_runs_when_what_was_asked_for_does_not(board: Board) 
     (plan,) = (plan for plan in board.plans() if plan.chosen.provider == ep("Partial"))
     assert (plan.requested, plan.fallback) == ("gpu", None)
     assert plan.reason.startswith("`run_on: gpu` was asked for.")
+
+
+def test_device_that_could_not_be_used_is_found_when_it_can(board: Board) -> None:
+    """A driver that is repaired, or a stick plugged in, days after the start: nobody is there to start the agent again."""
+    board.declare(device("Swift"))
+    board.try_on((SWIFT, "npu"))
+    unplug(board.hardware, "Swift")
+    board.start(
+        models={MODEL: {"bundle": str(board.bundle()), "run_on": "npu"}},
+        cameras={CAMERA: board.camera(), "strict": board.camera(fallback="require")},
+    )
+    board.until(lambda: board.serves(CPU), "events of the processor")
+    board.until(lambda: severity(board, "accelerator-required/strict") == "error", "the condition")
+    plug(board.hardware, "Swift")
+    board.until(lambda: board.serves(SWIFT) and board.serves(SWIFT, camera="strict"), "events of what was asked for")
+    board.until(
+        lambda: not {"accelerator-required/strict", f"accelerator-fallback/{MODEL}"} & set(board.conditions), "the end"
+    )
+    board.stop()
 
 
 def test_objectives_choose_differently_on_the_same_hardware(board: Board) -> None:

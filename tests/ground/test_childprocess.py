@@ -73,3 +73,19 @@ def test_child_that_never_ends_a_line_costs_bounded_memory(start):
     assert said.get(timeout=20) == 0
     assert sum(map(len, child._last_words)) <= 2 * LAST_WORDS_BYTES
     assert child.last_words.endswith("end")
+
+
+def test_warnings_of_a_childs_logger_stand_in_the_parents_log(start, caplog):
+    """What it says on stderr nobody reads while it runs; that every start compiles anew, an operator should hear."""
+    _, said = start(
+        "import logging\n"
+        "from agent.childprocess import open_parent_link\n"
+        "open_parent_link().forward_warnings('agent.device')\n"
+        "logging.getLogger('agent.device.runtimes').warning('%s is damaged', 'it')\n"
+        "logging.getLogger('agent.device.runtimes').info('nothing new')\n"
+        "logging.getLogger('agent.sources').warning('a camera')\n"
+    )
+    assert said.get(timeout=20) == 0
+    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert record.name == "agent.device.runtimes"
+    assert record.getMessage().endswith(": it is damaged")

@@ -19,6 +19,7 @@ from agent.device.planstore import PlanStore
 from agent.device.profile import Limits, Profile, compose
 from agent.errors import CandidateError
 from agent.preparation import Preparer, Wanted
+from agent.trial import measuring
 from agent.trial.measuring import Loaded
 from agent.trial.planner import make_plan
 
@@ -268,6 +269,20 @@ def test_a_spent_budget_is_said_of_each_candidate_left_out(planning, clock):
     assert [each.refusal for each in plan.outcomes][2:] == ["not measured: the budget of 15 s was spent"] * 2
 
 
+def test_leaving_out_thousands_takes_no_time(planning, clock, monkeypatch):
+    """Whether something passed was asked anew for each of them, of all of them: minutes of a core for nothing."""
+    judged = []
+    real = measuring.judge
+    monkeypatch.setattr(measuring, "judge", lambda *values: judged.append(1) or real(*values))
+    many = {**CPU_SPEC, "variants": ["fp32"], "threads": [1], "options": {"x": tuple(map(str, range(1000)))}}
+    times_ms = {"fp32×1": [5.0]}
+
+    plan = planning(Bench(clock, times_ms), profile(many, budget_s=3))
+
+    assert len(plan.outcomes) == 1000
+    assert len(judged) < 20_000
+
+
 def test_budget_goes_on_until_something_passed(planning, clock):
     """A device without any plan would be worse than a slow start."""
     times_ms = {"int8×1": [None], "int8×2": [None], "fp32×1": [None], "fp32×2": [5.0]}
@@ -325,6 +340,12 @@ def test_no_interim_plan_where_nothing_follows_or_nothing_passed(planning, clock
         planning(Bench(clock, broken), profile(CPU_SPEC, NPU_SPEC), WITH_NPU, interim=pytest.fail).chosen.device_type
         == "npu"
     )
+
+
+def test_no_interim_plan_where_the_processor_is_what_was_asked_for(planning, clock):
+    """The others are not measured then; saying that something is still compiled would be wrong."""
+    demand = Demand(run_on="CPUExecutionProvider")
+    planning(Bench(clock, apart()), profile(CPU_SPEC, NPU_SPEC), WITH_NPU, demand=demand, interim=pytest.fail)
 
 
 def test_what_was_asked_for_is_chosen_though_the_processor_is_faster(planning, clock):

@@ -263,6 +263,44 @@ def test_nonsense_from_a_child_is_a_refusal(pretend, tmp_path, body, text):
     assert text in trial(tmp_path).refusal
 
 
+FAST = {
+    "runs": 200, "mean_ms": 1.0, "p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 1.0, "load_ms": 1.0, "cpu_ms_per_run": 1.0,
+    "peak_rss_bytes": 1, "nodes": {CPU.provider: 9}, "golden_agreement": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"p99_ms": float("nan")}, {"mean_ms": float("inf")}, {"cpu_ms_per_run": -1.0}, {"runs": 0},
+        {"golden_agreement": 1.5}, {"cpu_agreement": -0.1}, {"nodes": {CPU.provider: -1}}, {"energy_mj_per_run": -5.0},
+        {"celsius": float("nan")}, {"peak_rss_bytes": -1}, {"runs_per_s": float("inf")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_a_refusal(pretend, tmp_path, lie):
+    """A negative time would win, and a NaN would make every comparison false."""
+    message = json.dumps({"is": "measured", "measurement": {**FAST, **lie}})
+    pretend(f"print({message!r})")
+
+    assert "no measurement" in trial(tmp_path).refusal
+
+
+def test_an_endless_reason_is_cut(pretend, tmp_path):
+    """It is stored in the plan, sent over MQTT and printed: some compilers print their whole input, and in colour."""
+    pretend("print(json.dumps({'is': 'refused', 'reason': '\\x1b[2J' + 'x' * 3_000_000}))")
+
+    assert len(refusal := trial(tmp_path).refusal) <= 1000
+    assert refusal.startswith("\\x1b[2Jxx")
+
+
+def test_last_words_do_not_steer_the_terminal(pretend, tmp_path):
+    """What a driver printed is shown in tables and conditions."""
+    pretend("print('\\x1b[2Jgone', file=sys.stderr); sys.exit(3)")
+
+    assert "its last words: \\x1b[2Jgone" in trial(tmp_path).refusal
+
+
 def assert_gone(pid: int) -> None:
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 

@@ -108,7 +108,7 @@ def open_session(opening: Opening, devices: Sequence[Any] = ()) -> OrtSession:
     make = partial(_make, opening, devices)
     if opening.prepared is None:
         return make(AS_IT_IS)
-    return open_or_make(opening.prepared, opening.candidate, make)
+    return open_or_make(opening.prepared, opening.candidate, make, model=opening.model_path.name)
 
 
 def _make(opening: Opening, devices: Sequence[Any], variation: Variation) -> OrtSession:

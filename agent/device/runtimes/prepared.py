@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,8 @@ AS_IT_IS = Variation()
 class Index:
     """What lies in a folder, and what the draft session knew of the whole model: a compiled one has forgotten it."""
 
+    made_of: str
+    """The model and the candidate: a folder that was put in another's place would answer with that one's weights."""
     files: dict[str, tuple[int, str]]
     """Size and SHA-256 by the path within the folder."""
     inputs: tuple[TensorSpec, ...]
@@ -81,13 +84,14 @@ Make = Callable[[Variation], SessionT]
 _index: TypeAdapter[Index] = TypeAdapter(Index)
 
 
-def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT]) -> SessionT:
-    """Return a session from `folder`, which is filled first where it is missing or damaged.
+def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT], *, model: str = "") -> SessionT:
+    """Return a session from `folder`, which is filled first where it is missing, damaged or of another model.
 
     Args:
         folder: This candidate's own; its parents are made.
         candidate: Says what can be kept.
         make: Makes a session of a variation.
+        model: The model's file name; in a bundle, its SHA-256.
 
     Raises:
         BundleError: the model is none.
@@ -96,26 +100,24 @@ def open_or_make(folder: Path, candidate: Candidate, make: Make[SessionT]) -> Se
     provider = provider_of(candidate.provider, candidate.runtime)
     if provider.keeps == "nothing":
         return make(AS_IT_IS)
-    index = read_whole(folder)
+    made_of = f"{model} {candidate.prepared_name}"
+    index = read_whole(folder, made_of)
     if index is not None and index.is_useless:
         return make(AS_IT_IS)
     if index is not None and (session := _load(folder, index, provider, make)):
         session.was_prepared = True
         return session
-    return _prepare_and_load(folder, provider, make, replaces=index is not None) or make(AS_IT_IS)
+    replaces = index is not None
+    return _prepare_and_load(folder, provider, make, made_of, replaces=replaces) or make(AS_IT_IS)
 
 
-def read_whole(folder: Path) -> Index | None:
+def read_whole(folder: Path, made_of: str) -> Index | None:
     """Return the index of a folder whose every file is as it was written. What is damaged is deleted, and logged."""
+    if not folder.exists():  # asked first: a builder may finish between this look and the next
+        return None
     try:
         index = _index.validate_json((folder / INDEX).read_bytes())
-        damaged = next(
-            (name for name, (size, digest) in index.files.items() if not _is(folder / name, size, digest)), None
-        )
-    except FileNotFoundError:
-        if not folder.exists():
-            return None
-        damaged = INDEX
+        damaged = _damaged(folder, index) if index.made_of == made_of else f"made of {index.made_of}"
     except (OSError, ValidationError):
         damaged = INDEX
     if damaged is None:
@@ -125,15 +127,26 @@ def read_whole(folder: Path) -> Index | None:
     return None
 
 
-def _prepare_and_load(folder: Path, provider: Provider, make: Make[SessionT], *, replaces: bool) -> SessionT | None:
+def _damaged(folder: Path, index: Index) -> str | None:
+    """Return the first file that is not as it was written; None where all are."""
+    if (folder / MODEL).exists() and MODEL not in index.files:
+        return MODEL
+    return next((name for name, (size, digest) in index.files.items() if not _is(folder / name, size, digest)), None)
+
+
+def _prepare_and_load(
+    folder: Path, provider: Provider, make: Make[SessionT], made_of: str, *, replaces: bool
+) -> SessionT | None:
     """Fill the folder and load from it, which proves it. What proves useless is marked, or each start would try again."""
-    index = _prepare(folder, provider, make, replaces=replaces)
+    index = _prepare(folder, provider, make, made_of, replaces=replaces)
     if index is None or index.is_useless:
         return None
     before = _stamps(folder)
     session = _load(folder, index, provider, make)
-    if session is None:
+    if session is None and (folder / INDEX).exists():  # else another process took it away
         _mark_useless(folder, index)
+    elif session is None:
+        log.info("what was prepared in %s is gone already", folder)
     elif _stamps(folder) != before:  # as OpenVINO does for its CPU device (seen with 1.24.1)
         log.info("%s writes its cache anew at each load, so none is kept in %s", provider.name, folder)
         _mark_useless(folder, index)
@@ -158,17 +171,16 @@ def _load(folder: Path, index: Index, provider: Provider, make: Make[SessionT]) 
     return session
 
 
-def _prepare(folder: Path, provider: Provider, make: Make[SessionT], *, replaces: bool) -> Index | None:
+def _prepare(folder: Path, provider: Provider, make: Make[SessionT], made_of: str, *, replaces: bool) -> Index | None:
     """Fill the folder; None where that cannot be done here and now. What is there goes once its successor is made."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         with _workshop(folder) as workshop:
-            index = _draft(workshop, provider, make)
+            index = _draft(workshop, provider, make, made_of)
             if replaces:
                 _delete(folder)
-            _publish(workshop, folder, index)
-            return index
+            return _publish(workshop, folder, index)
     except OSError as error:
         log.warning("nothing can be kept in %s, so every start prepares the model anew: %s", folder, error)
     except (BundleError, CandidateError) as error:  # a full disk is "Protobuf serialization failed" to ONNX Runtime
@@ -176,7 +188,7 @@ def _prepare(folder: Path, provider: Provider, make: Make[SessionT], *, replaces
     return None
 
 
-def _draft(workshop: Path, provider: Provider, make: Make[SessionT]) -> Index:
+def _draft(workshop: Path, provider: Provider, make: Make[SessionT], made_of: str) -> Index:
     """Let a session write into the workshop, and describe what came of it."""
     session = make(_drafting(workshop, provider))
     assignment = session.assignment
@@ -185,6 +197,7 @@ def _draft(workshop: Path, provider: Provider, make: Make[SessionT]) -> Index:
     files = _sealed_files(workshop)
     is_model = provider.keeps != "cache-folder"
     return Index(
+        made_of=made_of,
         files=files,
         inputs=inputs,
         outputs=outputs,
@@ -229,15 +242,20 @@ def _loading(folder: Path, provider: Provider) -> Variation:
             return Variation(provider_options=provider.caching_in(folder))
 
 
-def _publish(workshop: Path, folder: Path, index: Index) -> None:
-    """Make the workshop the folder. Another builder that was faster has made the same: its folder stays."""
+def _publish(workshop: Path, folder: Path, index: Index) -> Index:
+    """Make the workshop the folder. Another builder that was faster has made the same: its folder stays.
+
+    So does a damaged one that may not be deleted, since it is another user's; it must not be loaded.
+    """
     atomicfile.write(workshop / INDEX, _index.dump_json(index))
     try:
         workshop.rename(folder)
     except OSError:
-        if not (folder / INDEX).is_file():
+        if (found := read_whole(folder, index.made_of)) is None:
             raise
+        return found
     atomicfile.sync_folder(folder.parent)
+    return index
 
 
 def _mark_useless(folder: Path, index: Index) -> None:
@@ -251,14 +269,30 @@ def _mark_useless(folder: Path, index: Index) -> None:
 @contextlib.contextmanager
 def _workshop(folder: Path) -> Iterator[Path]:
     """Give an empty sibling of `folder` that no other process takes for abandoned; gone afterwards, unless renamed."""
-    workshop = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
-    descriptor = _hold(workshop)
+    workshop, descriptor = _make_workshop(folder)
     try:
         yield workshop
     finally:
         if descriptor is not None:
             os.close(descriptor)
         shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _make_workshop(folder: Path) -> tuple[Path, int | None]:
+    """Make a workshop and take its lock. One that was swept away between the two is made again."""
+    for is_last in (False, False, True):
+        workshop = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+        try:
+            descriptor = _hold(workshop)
+        except OSError:
+            if is_last:
+                raise
+            continue
+        if workshop.exists():
+            return workshop, descriptor
+        if descriptor is not None:
+            os.close(descriptor)
+    raise FileNotFoundError(f"{folder.parent}: others delete what is made there")
 
 
 def _sweep(folder: Path) -> None:
@@ -315,7 +349,9 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INDEX)
+    """Return the files; none of what another process deletes meanwhile (`Path.rglob` would raise)."""
+    paths = (Path(place) / name for place, _, names in os.walk(folder) for name in names if name != INDEX)
+    return sorted(path for path in paths if path.is_file())
 
 
 def _sealed_files(folder: Path) -> dict[str, tuple[int, str]]:
@@ -335,5 +371,7 @@ def _sealed(path: Path) -> tuple[int, str]:
 
 
 def _is(path: Path, size: int, digest: str) -> bool:
+    if not stat.S_ISREG(path.lstat().st_mode):  # a link leads out of the folder, and a pipe would be waited for
+        return False
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_size == size and hashlib.file_digest(file, "sha256").hexdigest() == digest

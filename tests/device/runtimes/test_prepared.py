@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -81,6 +84,22 @@ def turn_a_bit(folder: Path) -> None:
     (folder / MODEL).write_bytes(content)
 
 
+def empty_the_index(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_bytes())
+    (folder / INDEX).write_text(json.dumps({**index, "files": {}}))
+    turn_a_bit(folder)
+
+
+def lead_out(folder: Path) -> None:
+    (folder / MODEL).rename(folder.parent.parent / MODEL)
+    (folder / MODEL).symlink_to(folder.parent.parent / MODEL)
+
+
+def put_a_pipe(folder: Path) -> None:
+    (folder / MODEL).unlink()
+    os.mkfifo(folder / MODEL)
+
+
 @pytest.mark.parametrize(
     "harm",
     [
@@ -90,6 +109,10 @@ def turn_a_bit(folder: Path) -> None:
         pytest.param(lambda folder: (folder / INDEX).unlink(), id="index missing"),
         pytest.param(lambda folder: (folder / INDEX).write_text("{"), id="index garbage"),
         pytest.param(lambda folder: (folder / INDEX).write_bytes(b""), id="index empty"),
+        pytest.param(lambda folder: (folder / INDEX).write_bytes(b"[" * 200_000), id="index deep"),
+        pytest.param(empty_the_index, id="index forgets the model"),
+        pytest.param(lead_out, id="link out of the folder"),
+        pytest.param(put_a_pipe, id="a pipe"),
     ],
 )
 def test_damage_is_noticed_and_made_good(
@@ -114,13 +137,47 @@ def test_whole_file_that_does_not_load_is_made_anew(
     open_again: Callable[[], RuntimeSession], folder: Path, picture: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = open_again().run({"image": picture})["pooled"]
-    index = prepared.read_whole(folder)
-    assert index is not None
+    index = prepared._index.validate_json((folder / INDEX).read_bytes())
     (folder / MODEL).write_bytes(b"\xff no model")
     prepared._seal_again(folder, index)
     np.testing.assert_array_equal(open_again().run({"image": picture})["pooled"], expected)
     assert "does not load" in caplog.text
     assert open_again().was_prepared
+
+
+def test_prepared_model_of_another_bundle_is_made_anew(
+    make_tiny_bundle: Callable[..., Path], tiny_classifier: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """Two versions of a model have the same inputs and outputs: nothing else would tell that the wrong one answers."""
+    candidate = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
+    old, new = (open_bundle(make_tiny_bundle({"fp32": tiny_classifier(gain)})) for gain in (1, -1))
+    picture = {"image": np.ones((1, 3, 32, 32), np.float32) * np.array([3, 1, 2], np.float32)[None, :, None, None]}
+    expected = open_model(new, candidate).infer(picture)["classes"]
+    open_model(old, candidate, prepared=tmp_path / "old")
+    open_model(new, candidate, prepared=tmp_path / "new")
+    shutil.rmtree(tmp_path / "new")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+
+    model = open_model(new, candidate, prepared=tmp_path / "new")
+
+    assert not model.session.was_prepared
+    np.testing.assert_array_equal(model.infer(picture)["classes"], expected)
+
+
+def test_damage_that_may_not_be_deleted_is_not_loaded(
+    open_again: Callable[[], RuntimeSession], folder: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that root made by hand is not the service's to delete; its turned bit must not answer."""
+    expected = open_again().run({"image": picture})["pooled"]
+    (folder / MODEL).write_bytes((folder / MODEL).read_bytes()[:-1])
+    monkeypatch.setattr(prepared, "_delete", lambda _: None)
+    loaded = []
+    monkeypatch.setattr(prepared, "_load", lambda *values: loaded.append(values))
+
+    session = open_again()
+
+    assert loaded == []
+    np.testing.assert_array_equal(session.run({"image": picture})["pooled"], expected)
 
 
 def test_disk_that_cannot_be_written_is_done_without(
@@ -186,6 +243,64 @@ def test_builders_that_meet_do_not_harm_each_other(
     assert all(np.array_equal(each, found[0]) for each in found)
     assert left_beside(folder) == []
     assert open_again().was_prepared
+
+
+def test_folder_that_another_builder_finishes_meanwhile_is_not_taken_for_damaged(
+    open_again: Callable[[], RuntimeSession], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was deleted under whoever had begun to load it, once in a few hundred meetings: their process died."""
+    open_again()
+    made = folder.with_name("made")
+    folder.rename(made)
+    exists = Path.exists
+
+    def finish_and_look(path: Path) -> bool:
+        if path == folder and exists(made):
+            made.rename(folder)
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", finish_and_look)
+    assert open_again().was_prepared
+
+
+@pytest.mark.parametrize("has_vanished_before_the_lock", [True, False])
+def test_workshop_that_is_swept_before_it_is_locked_is_made_again(
+    open_again: Callable[[], RuntimeSession],
+    monkeypatch: pytest.MonkeyPatch,
+    has_vanished_before_the_lock: bool,
+) -> None:
+    """What took minutes to compile would not be kept."""
+    hold, swept = prepared._hold, []
+
+    def swept_once(workshop: Path) -> int | None:
+        if swept:
+            return hold(workshop)
+        swept.append(workshop)
+        if has_vanished_before_the_lock:
+            workshop.rmdir()
+            return hold(workshop)
+        descriptor = hold(workshop)
+        workshop.rmdir()
+        return descriptor
+
+    monkeypatch.setattr(prepared, "_hold", swept_once)
+    open_again()
+    assert open_again().was_prepared
+
+
+def test_folder_that_goes_while_it_is_loaded_is_no_crash(folder: Path) -> None:
+    """Another process found it damaged. Nor is that a reason to keep nothing from now on."""
+    compiler = Compiler()
+
+    def robbed(variation: Variation) -> Any:
+        if variation.model_path is not None:
+            shutil.rmtree(folder)
+            raise BundleError("no such file")
+        return compiler(variation)
+
+    open_or_make(folder, QNN, robbed)
+    open_or_make(folder, QNN, compiler)
+    assert open_or_make(folder, QNN, compiler).was_prepared
 
 
 def test_workshop_of_a_killed_builder_is_swept_and_a_living_ones_is_not(
