@@ -98,7 +98,7 @@ class Passing:
         return open_bundle(Path(wanted.bundle), variants={VARIANT})
 
     def device(self, _stop: object) -> tuple[None, SimpleNamespace]:
-        return None, SimpleNamespace(limits=Limits(memory_mb=1000))
+        return None, SimpleNamespace(limits_for=lambda _provider: Limits(memory_mb=1000))
 
 
 class SmallDevice:
