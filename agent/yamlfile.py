@@ -256,6 +256,10 @@ class _Reader:
         return None
 
 
+_NOT_A_SECTION = frozenset({"model_type", "model_attributes_type", "dict_type"})
+"""pydantic's names for a value where keys should be."""
+
+
 def _problem(
     model_type: type[BaseModel], document: Document, name: str, origins: Mapping[KeyPath, str], detail: ErrorDetails
 ) -> Problem:
@@ -271,6 +275,8 @@ def _problem(
         message, hint = "is required and missing", f"add `{path[-1]}:`"
     else:
         message = (message[:1].lower() + message[1:]).removeprefix("value error, ")
+        if detail["type"] in _NOT_A_SECTION:
+            message, hint = "is a section, with keys of its own", "leave it out, or write its keys below it"
         message += _found(path, detail["input"])
         if "expected" in detail.get("ctx", {}) and isinstance(detail["input"], str):
             choices = re.findall(r"'([^']*)'", str(detail["ctx"]["expected"]))

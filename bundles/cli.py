@@ -137,6 +137,9 @@ def _chosen(option: str, text: str | None, known: Mapping[Word, object]) -> tupl
 
 
 def _folder(option: str, path: Path | None) -> Path | None:
+    if path is not None and path.is_file():
+        hint = "samples are files in a folder: pictures, or .npy files of windows, float32 (window_size, channels)"
+        raise OperatorError(f"{option} takes a folder, and this is a file", where=str(path), hint=hint)
     if path is not None and not path.is_dir():
         raise OperatorError("there is no such folder", where=str(path), hint=f"check the path after {option}")
     return path

@@ -268,6 +268,8 @@ def _prepare(model: onnx.ModelProto, folder: Path, *, is_for_qnn: bool = False) 
     wanted = _LAYER_NORM_OPSET if is_for_qnn else _QDQ_OPSET
     try:
         newer = model if opset >= wanted else onnx.version_converter.convert_version(model, wanted)
+        if newer is not model:
+            del newer.graph.value_info[:]  # of the old operators: Dropout's mask was a float once
         onnx.save_model(newer, source)
         quant_pre_process(source, target, skip_symbolic_shape=True)
         if is_for_qnn:
@@ -280,11 +282,18 @@ def _prepare(model: onnx.ModelProto, folder: Path, *, is_for_qnn: bool = False) 
 
 
 def _in_order(path: Path) -> Path:
-    """Sort what ONNX Runtime writes in the order of a hash table, so that everything after it is reproducible."""
+    """Sort what ONNX Runtime writes in the order of a hash table, so that everything after it is reproducible.
+
+    Shapes of weights go: the quantizer transposes a Gemm's, and then trips over the shape that was.
+    """
     import onnx
 
     model = _read(path)
     _sort(model)
+    weights = {each.name for each in model.graph.initializer}
+    values = [each for each in model.graph.value_info if each.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(values)
     onnx.save_model(model, path)
     return path
 

@@ -162,13 +162,19 @@ def _question(tensors: Tensors, found: Sequence[Recognised]) -> BundleError:
             hint=f"are the rows 4 box numbers and then one score for each class? then say --model-type {near[0]}, or "
             f"`model_type: {near[0]}` under `decoder`",
         )
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in misfits.items())
-    return BundleError(
-        f"the outputs {outputs} fit no decoder ({reasons})",
-        where=tensors.where,
-        hint="what are these outputs? if a decoder in this list should fit, export the model in that layout, without "
-        "post-processing of its own; `end2end`, segmentation, pose and multi-input models have no decoder yet",
+    reasons = "".join(f"\n  {name}: {reason}" for name, reason in misfits.items())
+    hint = (
+        "what are these outputs? if a decoder in this list should fit, export the model in that layout, without "
+        "post-processing of its own; `end2end`, segmentation, pose and multi-input models have no decoder yet"
     )
+    if len(tensors.outputs) == 2 and "label" in tensors.outputs[0].name and len(tensors.inputs) == 1:
+        source, kept = tensors.inputs[0].name, tensors.outputs[1].name
+        hint = (
+            f"a scikit-learn model names the winner beside its numbers: keep `{kept}` alone (of a classifier exported with "
+            '`options={"zipmap": False}`), by '
+            f'`onnx.utils.extract_model("model.onnx", "new.onnx", ["{source}"], ["{kept}"])`'
+        )
+    return BundleError(f"the outputs {outputs} fit no decoder:{reasons}", where=tensors.where, hint=hint)
 
 
 def _image(tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, assumptions: list[str]) -> ImageInput:
@@ -300,13 +306,22 @@ def _spell(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-_SHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Transpose", "Clip"})
+_SHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Transpose", "Clip", "Concat"})
+# A forest's leaves hold shares of the training samples, and boosted trees end in a Softmax or Sigmoid. scikit-learn's
+# one-against-all models are normalised to a sum of 1.
+_PROBABILITIES = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "TreeEnsembleClassifier", "Normalizer"})
 
 
 def ends_in_probabilities(model: onnx.ModelProto) -> bool:
-    """Whether the first output comes from a Softmax or Sigmoid, whatever reshaped it since."""
+    """Whether the first output comes from a Softmax, a Sigmoid or a classifier of trees, whatever reshaped it since."""
     makers = {name: node for node in model.graph.node for name in node.output}
     name = model.graph.output[0].name
     while (node := makers.get(name)) is not None and node.op_type in _SHAPING:
-        name = node.input[0]
-    return node is not None and node.op_type in {"Softmax", "Sigmoid", "HardSigmoid"}
+        name = node.input[-1 if node.op_type == "Concat" else 0]  # of two classes: 1 - p and p
+    return node is not None and (node.op_type in _PROBABILITIES or _has_transform(node))
+
+
+def _has_transform(node: onnx.NodeProto) -> bool:
+    """Whether a linear model ends in a Softmax or Sigmoid of its own."""
+    words = {each.name: each.s for each in node.attribute}
+    return node.op_type == "LinearClassifier" and words.get("post_transform", b"NONE") != b"NONE"

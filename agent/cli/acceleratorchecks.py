@@ -1,4 +1,4 @@
-"""What `holdfast doctor` says of accelerators: those that are gone, those that do not work, and those that nothing uses."""
+"""What `holdfast doctor` says of accelerators: gone, broken, used by nothing, or asked for in vain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from agent.cli.check import Check
 
 if TYPE_CHECKING:
     from agent.device.facts import Facts
+    from agent.settings import Settings
 
 ACCEPT = "or say that this is how it is: `holdfast device accept`"
 
@@ -32,3 +33,24 @@ def accelerator_checks(facts: Facts, state_dir: Path | None) -> Iterator[Check]:
         yield Check("accelerator", "warn", f"{key} cannot be used: {reason}", f"mend its driver, {ACCEPT}")
     for accelerator in facts.unused_accelerators:
         yield Check("accelerator", "ok", f"{accelerator.name}: nothing uses it", accelerator.hint)
+
+
+def run_on_checks(facts: Facts, settings: Settings) -> Iterator[Check]:
+    """Yield for each model with `run_on` whether a device that it may mean is here; it fails where a pipeline requires one."""
+    from agent.pipeline.jobs import pipelines_by_model
+
+    pipelines = pipelines_by_model(settings.cameras, settings.sensors, list(settings.models))
+    usable = [device for device in facts.devices_here if device.unusable is None]
+    for name, model in settings.models.items():
+        wanted = model.run_on
+        if wanted == "auto":
+            continue
+        found = sorted({device.provider for device in usable if wanted in (device.device_type, device.provider)})
+        if found:
+            yield Check(f"model {name}", "ok", f"run_on: {wanted}: here by {', '.join(found)}")
+            continue
+        waiting = [each.name for each in pipelines.get(name, ()) if each.settings["fallback"] == "require"]
+        effect = f"{', '.join(waiting)} will not run (`fallback: require`)" if waiting else "the next best will run"
+        text = f"run_on: {wanted}: no usable device of that kind is here; {effect}"
+        advice = "see `holdfast device show`, and docs/devices.md for what to install; or correct `run_on:`"
+        yield Check(f"model {name}", "fail" if waiting else "warn", text, advice)

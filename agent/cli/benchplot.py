@@ -7,6 +7,7 @@ A row for each candidate: a point at p50, a tick at p95, a line to p99. The axis
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -21,7 +22,9 @@ LINEAR_UP_TO = 20.0
 _AXIS, _NUMBERS, _ROW, _TOP = 490, 120, 28, 64
 _CHARACTER = 8
 """Pixels that a bold letter takes at most on average; names decide how wide the plot is."""
-_LONGEST_REASON = 120
+_SMALL_CHARACTER = 6.5
+"""Pixels that a letter of a reason takes on average; reasons wrap at the plot's width."""
+_LONGEST_REASON = 360
 _STYLE = """
     text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
     .title { font-size: 15px; font-weight: 600; }
@@ -91,7 +94,8 @@ def svg(report: Report) -> str:
     left = 28 + _CHARACTER * max((len(report.names[each.candidate]) for each in rows), default=20)
     width = left + _AXIS + _NUMBERS
     bottom = _TOP + _ROW * len(rows)
-    height = bottom + 44 + 18 * len(reasons)
+    lines = [line for each in reasons for line in _wrapped(f"{report.names[each.candidate]}: {each.refusal}", width)]
+    height = bottom + 44 + 18 * len(lines)
     title = f"{report.bundle} on {report.device}"
     note = f"milliseconds a run{', logarithmic' if scale.is_logarithmic else ''}: ● p50, | p95, line to p99"
     parts = [
@@ -105,10 +109,8 @@ def svg(report: Report) -> str:
         _text(16, 46, note, "quiet"),
         *_grid(scale, left, bottom),
         *(_row(report, each, scale, left, _TOP + _ROW * number) for number, each in enumerate(rows)),
+        *(_text(16 + indent, bottom + 48 + 18 * number, line, "quiet") for number, (indent, line) in enumerate(lines)),
     ]
-    for number, each in enumerate(reasons):
-        reason = f"{report.names[each.candidate]}: {_shortened(each.refusal or '')}"
-        parts.append(_text(16, bottom + 48 + 18 * number, reason, "quiet"))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -155,6 +157,8 @@ def _escaped(text: str) -> str:
     return escape(printable(text).encode("utf-8", "replace").decode())
 
 
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _LONGEST_REASON else f"{line[: _LONGEST_REASON - 1]}…"
+def _wrapped(text: str, width: int) -> list[tuple[int, str]]:
+    """Return the lines of a reason, each with its indent in pixels."""
+    whole = textwrap.shorten(text, _LONGEST_REASON, placeholder=" …")
+    lines = textwrap.wrap(whole, int((width - 48) / _SMALL_CHARACTER))
+    return [(16 if number else 0, line) for number, line in enumerate(lines)]

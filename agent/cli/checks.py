@@ -41,12 +41,13 @@ def run_all(configuration: Configuration, clock: Clock) -> Iterator[Check]:
     from agent.cli.updatechecks import update_checks
 
     yield from update_checks(configuration, clock)
-    from agent.cli.acceleratorchecks import accelerator_checks
+    from agent.cli.acceleratorchecks import accelerator_checks, run_on_checks
     from agent.device.recognition import look
 
     facts = look(settings.device.runtimes)
     yield from device(facts, settings.device.profile, settings.device.profiles)
     yield from accelerator_checks(facts, settings.state_dir)
+    yield from run_on_checks(facts, settings)
     for name, camera in settings.cameras.items():
         yield _source("camera", name, camera, configuration)
     for name, sensor in settings.sensors.items():
@@ -139,7 +140,13 @@ def device(facts: Facts, profile_name: str | None, own_profiles: Path | None = N
     from agent.resources import device_profiles
 
     for finding in facts.findings:
-        yield Check("probe", "warn", f"{finding.probe}: {finding.text}", "see `holdfast -v device show`")
+        is_of_a_runtime = ":" in finding.probe
+        advice = (
+            "see docs/devices.md, or uninstall it where nothing needs it"
+            if is_of_a_runtime
+            else "see `holdfast device show`"
+        )
+        yield Check("probe", "warn", f"{finding.probe}: {finding.text}", advice)
     if not facts.runtime_version:
         advice = "install onnxruntime, or the extra for this device's accelerator"
         yield Check("runtime", "fail", "ONNX Runtime could not be loaded", advice)

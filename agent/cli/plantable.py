@@ -21,6 +21,8 @@ HEADERS = ("p50", "p99", "CPU", "MiB", "Agree", "Nodes", "Parts", "Time")
 """Median, p99 and CPU time of a run in ms; peak memory; agreement with the golden answers or the CPU; and on the candidate's own
 provider: nodes, connected parts of the graph, share of a run's time."""
 
+DROPPED = "dropped: it works, and was behind after a short round; its p99 is of few runs."
+
 
 def plan_table(plan: Plan) -> Group:
     """Return the plan's outcomes: what passed, best first, then the refused, measured ones before the others."""
@@ -88,10 +90,12 @@ def outcome_table(
             table.add_row(names[outcome.candidate], *cells, style=_style(outcome, chosen))
     if running is not None:
         table.add_row(names[running], *[""] * (len(table.columns) - 2), doing, style="cyan")
+    dropped = any(_verdict(outcome, chosen) == "dropped" for outcome in outcomes)
+    notes = [Text(DROPPED, style="dim")] if dropped else []
     refusals = [
         Text(f"{names[each.candidate]} refused: {each.refusal}", style="dim") for each in outcomes if each.refusal
     ]
-    return Group(*([table] if table.row_count else []), *refusals)
+    return Group(*([table] if table.row_count else []), *notes, *refusals)
 
 
 def demand_text(demand: Demand) -> str:
@@ -157,7 +161,9 @@ def _time_share(measured: Measurement, candidate: Candidate) -> str:
 def _verdict(outcome: Outcome, chosen: Candidate | None) -> str:
     if outcome.refusal is not None:
         return "refused"
-    return "chosen" if outcome.candidate == chosen else "passed"
+    if outcome.candidate == chosen:
+        return "chosen"
+    return "passed" if outcome.dropped_in is None else "dropped"
 
 
 def _style(outcome: Outcome, chosen: Candidate | None) -> str:

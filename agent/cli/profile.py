@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from agent.cli.thisdevice import ConfigOption, settings_if_any
 from agent.device.profile import ANY, Limits, Profile
 from agent.errors import ConfigurationError
 
@@ -95,12 +96,11 @@ def check(
 
 
 @app.command()
-def explain(*, folder: Folder = None, as_json: AsJson = False) -> None:
+def explain(*, config: ConfigOption = None, folder: Folder = None, as_json: AsJson = False) -> None:
     """Say which profiles this device gets, for its processor and its accelerators, and why no others."""
-    from agent.cli.thisdevice import settings_if_any
     from agent.device.recognition import recognise
 
-    device = settings_if_any(None).device
+    device = settings_if_any(config).device
     _, selection = recognise(device.runtimes, device.profile, profiles=folder or device.profiles)
     if as_json:
         verdicts = [

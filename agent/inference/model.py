@@ -239,6 +239,8 @@ class _Signals:
 
         self._signal = signal
         self._signal_tensor = signal_tensor
+        channels = len(signal.channels)
+        self.shape = (1, channels * len(signal.features)) if signal.features else (1, signal.window_size, channels)
 
     def tensor(self, sample: Sample) -> NDArray[Any]:
         return self._signal_tensor(_as_window(sample), self._signal)
@@ -247,12 +249,7 @@ class _Signals:
         return None
 
     def example(self, spec: TensorSpec) -> NDArray[Any]:
-        whole = (1, self._signal.window_size, len(self._signal.channels))
-        channels = len(self._signal.channels)
-        wanted = (1, channels * len(self._signal.features)) if self._signal.features else whole
-        shape = spec.shape or wanted
-        sizes = [size if size > 0 else (wanted[axis] if axis < len(wanted) else 1) for axis, size in enumerate(shape)]
-        return np.zeros(sizes, spec.dtype)
+        return np.zeros(self.shape, spec.dtype)
 
 
 def _as_frame(sample: Sample) -> Frame:
@@ -278,10 +275,18 @@ def _make_preprocessor(manifest: Manifest, session: Session) -> Preprocessor:
     where = str(session.model_path)
     if len(session.inputs) != 1:
         raise BundleError(f"expected a model with one input, found {listing(session.inputs)}", where=where)
-    if isinstance(manifest.input, SignalInput):
-        return _Signals(manifest.input)
-    pictures = _Pictures(manifest.input)
     spec = session.inputs[0]
+    if isinstance(manifest.input, SignalInput):
+        signals = _Signals(manifest.input)
+        if not agrees(spec.shape, signals.shape) or spec.dtype != "float32":
+            raise BundleError(
+                f"the manifest makes windows of float32 {text(signals.shape)}, the model takes {spec.dtype} {text(spec.shape)}",
+                where=where,
+                hint="correct window_size, channels or features under `input`: a window is (1, window_size, channels), its "
+                "features are (1, channels × features)",
+            )
+        return signals
+    pictures = _Pictures(manifest.input)
     if not agrees(spec.shape, pictures.shape) or spec.dtype != manifest.input.dtype:
         raise BundleError(
             f"the manifest makes pictures of {manifest.input.dtype} {text(pictures.shape)}, "

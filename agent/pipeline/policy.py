@@ -69,7 +69,7 @@ def _required(pipeline: str, elsewhere: str | None, *, is_interim: bool) -> SetC
 def elsewhere_at_start(plan: Plan) -> str | None:
     """Return why a plan's choice is not what was asked for; None where it is."""
     if plan.is_interim:
-        return f"{plan.chosen.label} serves while {plan.requested or 'an accelerator'} is compiled and measured"
+        return f"{plan.chosen.label} serves while others are compiled and measured (wanted: {plan.requested})"
     return plan.fallback
 
 

@@ -142,6 +142,24 @@ def test_dynamic_covers_dense_layers_only(fp32):
     assert "MatMulInteger" in kinds and "Conv" in kinds and "ConvInteger" not in kinds
 
 
+def test_old_dense_layers_with_known_shapes_become_int8_too(save, make_model):
+    """AlexNet, VGG and ResNet of the ONNX zoo: Dropout's mask was a float at opset 9, and shapes of weights are written down."""
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["d", "mask"]),
+        helper.make_node(
+            "ConstantOfShape", ["shape"], ["w"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [0.1])
+        ),
+        helper.make_node("Gemm", ["d", "w", "b"], ["y"], transB=1),
+    ]
+    weights = [helper.make_tensor("shape", TensorProto.INT64, [2], [3, 8]), helper.make_tensor("b", 1, [3], [0.0] * 3)]
+    model = repair(read_model(save(make_model(nodes, weights, [1, 8], [1, 3], "x", "y", opset=9)))).model
+
+    quantized = dynamic_int8(model)
+
+    x = np.ones((1, 8), np.float32)
+    np.testing.assert_allclose(run(quantized, {"x": x}), run(model, {"x": x}), rtol=0.02)
+
+
 def test_nothing_to_quantize_is_said(make_model):
     """Left out with its reason, not with a copy of fp32."""
     made = make_model([helper.make_node("Relu", ["x"], ["y"])], [], [1, 3], [1, 3], "x", "y")

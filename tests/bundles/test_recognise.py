@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent.bundle.manifest import ImageInput, SignalInput, TensorSpec
@@ -97,6 +98,12 @@ def test_no_decoder_is_a_question(given):
     assert "fit no decoder" in text and "what are these outputs?" in text and "ultraface: " in text
 
 
+def test_winner_beside_the_numbers_is_named():
+    """What skl2onnx exports of a classifier or an isolation forest: two outputs, of which one is enough."""
+    text = refusal(tensors(spec("X", 1, 12), spec("label", 1, dtype="int64"), spec("probabilities", 1, 3)))
+    assert '["X"], ["probabilities"]' in text and "extract_model" in text
+
+
 def test_layout_without_the_usual_number_of_boxes_is_a_question():
     """YOLOv5 has the columns of a transposed YOLOv8 and an object score among them: a guess would show wrong boxes."""
     text = refusal(tensors(spec("x", 1, 3, 640, 640), spec("o", 1, 25200, 85)))
@@ -167,6 +174,28 @@ def test_end_of_the_graph(make_classifier):
     """Looks through nodes that only reshape."""
     assert ends_in_probabilities(make_classifier(softmax=True))
     assert not ends_in_probabilities(make_classifier(softmax=False))
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+@pytest.mark.parametrize("kind", ["forest", "logistic", "perceptron of two classes"])
+def test_classifier_of_scikit_learn_gives_probabilities(kind):
+    """A Softmax over probabilities flattens them: 0.9 of two classes would be reported as 0.69, and thresholds never be met."""
+    from skl2onnx import to_onnx
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+
+    models = {
+        "forest": RandomForestClassifier(3),
+        "logistic": LogisticRegression(),
+        "perceptron of two classes": MLPClassifier((4,), max_iter=2),
+    }
+    samples = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    fitted = models[kind].fit(samples, samples[:, 0] > 0)
+    exported = to_onnx(fitted, samples[:1], options={"zipmap": False})
+    exported.graph.output.remove(exported.graph.output[0])
+
+    assert ends_in_probabilities(exported)
 
 
 def test_nhwc_and_uint8():

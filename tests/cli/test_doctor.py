@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from agent.cli import checks
+from agent.cli.acceleratorchecks import run_on_checks
 from agent.device.facts import Cpu, EpDevice, Facts, Finding
+from agent.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -59,6 +61,28 @@ def test_device_checks_name_what_is_missing():
     assert [check.verdict for check in checks.device(facts("MineExecutionProvider"), None)] == ["ok", "warn"]
     (wrong,) = checks.device(facts("CPUExecutionProvider"), "nope")
     assert (wrong.name, wrong.verdict) == ("profile", "fail")
+
+
+@pytest.mark.parametrize(
+    ("run_on", "fallback", "verdict"),
+    [
+        ("cpu", "require", "ok"),
+        ("npu", "prefer", "warn"),
+        ("npu", "require", "fail"),
+        ("QNNExecutionProvider", "allow", "warn"),
+    ],
+)
+def test_device_that_a_model_asks_for_in_vain_is_said_before_the_start(run_on, fallback, verdict):
+    """A pipeline with `require` would not run at all, and its operator looks here first."""
+    settings = Settings.model_validate(
+        {
+            "models": {"m": {"bundle": "parcels", "run_on": run_on}},
+            "cameras": {"door": {"source": "scene://conveyor", "fallback": fallback}},
+        }
+    )
+    (check,) = run_on_checks(facts("CPUExecutionProvider"), settings)
+    assert check.verdict == verdict
+    assert ("door will not run" in check.text) == (verdict == "fail")
 
 
 def test_driver_that_crashes_is_an_answer():

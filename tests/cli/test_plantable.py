@@ -66,7 +66,17 @@ def test_every_number_is_there_and_no_line_is_longer_than_a_serial_console(print
     assert "was not loaded and compiled within 60 s" in text
     assert "precision=f16" in text
     assert "Fallback: CUDA gpu fp32: its outputs agree by 0.200" in text
-    assert "Requested: npu. Chosen: OpenVINO npu int8." in text
+    assert "Requested: npu. Chosen: OpenVINO npu int8 precision=f16 (plugin:x)." in text
+
+
+def test_lower_p99_of_a_short_round_is_told_from_one_that_counts(printed):
+    """Else the table contradicts the sentence below it: the choice "has the lowest p99", and another line a lower one."""
+    quick = Outcome(replace(CPU, threads=1), replace(MEASURED, p99_ms=1.0), dropped_in=1)
+    lines = printed(replace(PLAN, outcomes=(*PLAN.outcomes, quick)))
+
+    assert any(line.startswith("CPU int8-dynamic ×1") and line.split()[-1] == "dropped" for line in lines)
+    assert "dropped: it works, and was behind after a short round" in " ".join(lines)
+    assert not any("dropped" in line for line in printed(PLAN))
 
 
 def test_what_passed_stands_first_in_its_rank_and_the_refused_last(printed):
