@@ -257,3 +257,44 @@ class Board:
         for each in document["conditions"]:
             if (said := (each["name"], each["text"])) not in self.all_conditions:
                 self.all_conditions.append(said)
+
+
+SWIFT, SPARE = ep("Swift"), ep("Spare")
+HURRY = {
+    "agent.running:LOOK_FIRST_S": 1.0,
+    "agent.pipeline.degrading:RETRY_FIRST_S": 2.0,
+    "agent.pipeline.jobs:PATIENCE_LEAST_S": 1.5,
+    "agent.pipeline.drift:SUSTAINED_S": 1.0,
+    "agent.device.recognition:look.timeout_s": 4.0,
+    "agent.trial.measuring:FINAL_S": 0.6,
+}
+
+
+def device(name: str, run_ms: float = 6.0, **more: Any) -> dict[str, Any]:
+    """Declare an accelerator, an NPU where nothing else is said."""
+    return {"provider": ep(name), "name": name, "device_type": "npu", "driver_version": "1", "run_ms": run_ms, **more}
+
+
+def swift_and_spare(board: Board, **swift: Any) -> None:
+    """Two accelerators on the board: 6 and 12 ms, where the processor takes 30."""
+    board.declare(device("Swift", **swift), device("Spare", 12, device_type="gpu"))
+    board.try_on((SWIFT, "npu"), (SPARE, "gpu"))
+
+
+def nothing_is_lost(board: Board, camera: str = CAMERA) -> None:
+    """Stop the agent; every picture up to the last has its one event, in order."""
+    board.stop()
+    board.consumer.settle(1.0)
+    frames = board.frames(camera)
+    assert frames == list(range(len(frames)))
+    assert not board.consumer.account.out_of_order
+
+
+def severity(board: Board, condition: str) -> str:
+    """Return a condition's severity now; empty where it does not hold."""
+    return str(board.conditions.get(condition, {}).get("severity", ""))
+
+
+def text(board: Board, condition: str) -> str:
+    """Return a condition's text now; empty where it does not hold."""
+    return str(board.conditions.get(condition, {}).get("text", ""))

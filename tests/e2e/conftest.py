@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from simulator.broker import Mosquitto
+from tests.e2e.accelerated import HURRY, Board
 
 
 class Holdfast:
@@ -94,3 +95,10 @@ def printer(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
 def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("HOLDFAST__")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def board(holdfast: Holdfast, mosquitto: Mosquitto) -> Iterator[Board]:
+    """Return a board with declared accelerators, whose agent has little patience."""
+    with Board(holdfast, mosquitto, HURRY) as board:
+        yield board

@@ -1,4 +1,4 @@
-"""Every way in which an accelerator can be good, bad or gone, through the real agent: probe, trials, worker, policy, degrading.
+"""Every way in which an accelerator can be good, bad or absent when it is chosen, through the real agent: probe, trials, policy.
 
 The hardware is declared (simulator/hardware.py), everything else is what runs on a device. Each camera speaks for every picture,
 and pictures are numbered: an event that is lost, or made twice, leaves a gap or a repetition.
@@ -8,69 +8,28 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from itertools import groupby
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent.paths import StatePaths
 from simulator.broker import Mosquitto, find_mosquitto
-from simulator.hardware import plug, set_trouble, unplug
 from tests.conftest import missing
-from tests.e2e.accelerated import CAMERA, CPU, MODEL, Board, ep
+from tests.e2e.accelerated import (
+    CPU,
+    HURRY,
+    SWIFT,
+    Board,
+    device,
+    ep,
+    nothing_is_lost,
+    severity,
+    text,
+)
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Holdfast
-
-Printer = Callable[..., None]
-SWIFT, SPARE = ep("Swift"), ep("Spare")
-SERVING_WITHIN_S = 5.0
-HURRY = {
-    "agent.running:LOOK_FIRST_S": 1.0,
-    "agent.pipeline.degrading:RETRY_FIRST_S": 2.0,
-    "agent.pipeline.jobs:PATIENCE_LEAST_S": 1.5,
-    "agent.pipeline.drift:SUSTAINED_S": 1.0,
-    "agent.device.recognition:look.timeout_s": 4.0,
-    "agent.trial.measuring:FINAL_S": 0.6,
-}
-
-
-def device(name: str, run_ms: float = 6.0, **more: Any) -> dict[str, Any]:
-    """Declare an accelerator, an NPU where nothing else is said."""
-    return {"provider": ep(name), "name": name, "device_type": "npu", "driver_version": "1", "run_ms": run_ms, **more}
-
-
-@pytest.fixture
-def board(holdfast: Holdfast, mosquitto: Mosquitto) -> Iterator[Board]:
-    """Return a board whose agent has little patience."""
-    with Board(holdfast, mosquitto, HURRY) as board:
-        yield board
-
-
-def swift_and_spare(board: Board, **swift: Any) -> None:
-    """Two accelerators on the board: 6 and 12 ms, where the processor takes 30."""
-    board.declare(device("Swift", **swift), device("Spare", 12, device_type="gpu"))
-    board.try_on((SWIFT, "npu"), (SPARE, "gpu"))
-
-
-def nothing_is_lost(board: Board, camera: str = CAMERA) -> None:
-    """Stop the agent; every picture up to the last has its one event, in order."""
-    board.stop()
-    board.consumer.settle(1.0)
-    frames = board.frames(camera)
-    assert frames == list(range(len(frames)))
-    assert not board.consumer.account.out_of_order
-
-
-def severity(board: Board, condition: str) -> str:
-    """Return a condition's severity now; empty where it does not hold."""
-    return str(board.conditions.get(condition, {}).get("severity", ""))
-
-
-def text(board: Board, condition: str) -> str:
-    """Return a condition's text now; empty where it does not hold."""
-    return str(board.conditions.get(condition, {}).get("text", ""))
+    pass
 
 
 # -- planning: sixteen devices at once, each with its own trouble ----------------------------------------------------------
@@ -205,83 +164,6 @@ def _start_again(board: Board) -> None:
     board.until(lambda: bool(board.model().get("actual")), "word of what runs")
 
 
-# -- running -----------------------------------------------------------------------------------------------------------------
-
-
-def test_unplugged_device_is_left_at_once_and_taken_back_later(board: Board, printer: Printer) -> None:
-    """The next best serves within seconds, no event is lost, somebody is told; and when it is back, it is used again."""
-    swift_and_spare(board)
-    board.start()
-    board.until(lambda: board.serves(SWIFT), "events of the choice")
-    unplug(board.hardware, "Swift")
-    took_s = board.until(lambda: board.serves(SPARE), "events of the next best")
-    printer(f"accelerator removed: next candidate serving after {took_s:.2f} s (promised: {SERVING_WITHIN_S:g} s)")
-    degraded = f"accelerator-degraded/{MODEL}"
-    board.until(lambda: "Swift npu fp32 failed" in text(board, degraded), "the condition")
-    before = len(board.providers())
-    plug(board.hardware, "Swift")
-    board.until(lambda: board.serves(SWIFT, after=before), "events of the first choice again")
-    board.until(lambda: not severity(board, degraded), "the condition's end")
-    nothing_is_lost(board)
-    assert any("does not answer any more" in said for name, said in board.all_conditions if name == degraded)
-    made_by = board.providers()
-    printer(f"events: {len(made_by)}, lost: 0, by {', then '.join(provider for provider, _ in groupby(made_by))}")
-    assert CPU not in made_by[made_by.index(SWIFT) :], "the next best was there: there was no need for the processor"
-
-
-def test_required_pipeline_waits_for_its_device_and_goes_on_when_it_is_back(board: Board) -> None:
-    """It must not run elsewhere for a minute either, though its neighbour on the same model does.
-
-    What runs in the worker changes, so it is started anew: the neighbour's recording begins again, and nothing is said of gaps.
-    """
-    board.declare(device("Swift"))
-    board.try_on((SWIFT, "npu"))
-    board.start(cameras={"strict": board.camera(fallback="require"), "loose": board.camera(fallback="prefer")})
-    board.until(lambda: board.serves(SWIFT, camera="strict") and board.serves(SWIFT, camera="loose"), "events of both")
-    before = len(board.providers("loose"))
-    unplug(board.hardware, "Swift")
-    board.until(lambda: severity(board, "accelerator-required/strict") == "error", "the condition")
-    board.until(lambda: board.serves(CPU, after=before, camera="loose"), "events of its neighbour")
-    before = len(board.providers("strict"))
-    plug(board.hardware, "Swift")
-    board.until(lambda: board.serves(SWIFT, after=before, camera="strict"), "its events again")
-    assert set(board.providers("strict")) == {SWIFT}
-    board.stop()
-
-
-def test_each_way_to_fail_leads_to_the_next_best(board: Board, printer: Printer) -> None:
-    """One dies in use, the next one's driver crashes, the third one's hangs: what passed its trial is remembered for this."""
-    board.declare(device("Swift", dies_after=500), device("Spare", 12, device_type="gpu"), device("Third", 18))
-    board.try_on((SWIFT, "npu"), (SPARE, "gpu"), (ep("Third"), "npu"))
-    board.start()
-    board.until(lambda: board.serves(SPARE), "events of the second")
-    assert board.frames() == list(range(len(board.frames()))), "a device that dies costs no event"
-    set_trouble(board.hardware, "Spare", "crashes")
-    crash_s = board.until(lambda: board.serves(ep("Third")), "events of the third")
-    before = len(board.providers())
-    set_trouble(board.hardware, "Third", "hangs")
-    hang_s = board.until(lambda: board.serves(CPU, after=before), "events of the processor")
-    printer(f"driver crashed: next serving after {crash_s:.2f} s; driver hung: after {hang_s:.2f} s")
-    order = [provider for provider, _ in groupby(board.providers())]
-    assert order[-4:] == [SWIFT, SPARE, ep("Third"), CPU]
-    degraded = f"accelerator-degraded/{MODEL}"
-    board.until(lambda: "CPU fp32" in text(board, degraded), "the condition")
-    assert "Swift npu fp32 failed" in text(board, degraded)
-    board.stop()
-
-
-def test_device_that_becomes_slow_is_measured_again(board: Board) -> None:
-    """Throttled to an eighth of its speed it is worse than what it was chosen over; the live p99 is what tells."""
-    swift_and_spare(board, slow_factor=8)
-    board.start()
-    board.until(lambda: board.serves(SWIFT), "events of the choice")
-    set_trouble(board.hardware, "Swift", "slow")
-    board.until(lambda: f"slower-than-planned/{MODEL}" in dict(board.all_conditions), "the condition")
-    board.until(lambda: board.serves(SPARE), "events of what is faster now")
-    nothing_is_lost(board)
-    assert board.plan().chosen.provider == SPARE
-
-
 # -- policy ------------------------------------------------------------------------------------------------------------------
 
 
@@ -322,25 +204,6 @@ def test_policy_decides_who_runs_when_what_was_asked_for_does_not(board: Board) 
     (plan,) = (plan for plan in board.plans() if plan.chosen.provider == ep("Partial"))
     assert (plan.requested, plan.fallback) == ("gpu", None)
     assert plan.reason.startswith("`run_on: gpu` was asked for")
-
-
-def test_device_that_could_not_be_used_is_found_when_it_can(board: Board) -> None:
-    """A driver that is repaired, or a stick plugged in, days after the start: nobody is there to start the agent again."""
-    board.declare(device("Swift"))
-    board.try_on((SWIFT, "npu"))
-    unplug(board.hardware, "Swift")
-    board.start(
-        models={MODEL: {"bundle": str(board.bundle()), "run_on": "npu"}},
-        cameras={CAMERA: board.camera(), "strict": board.camera(fallback="require")},
-    )
-    board.until(lambda: board.serves(CPU), "events of the processor")
-    board.until(lambda: severity(board, "accelerator-required/strict") == "error", "the condition")
-    plug(board.hardware, "Swift")
-    board.until(lambda: board.serves(SWIFT) and board.serves(SWIFT, camera="strict"), "events of what was asked for")
-    board.until(
-        lambda: not {"accelerator-required/strict", f"accelerator-fallback/{MODEL}"} & set(board.conditions), "the end"
-    )
-    board.stop()
 
 
 def test_objectives_choose_differently_on_the_same_hardware(board: Board) -> None:
