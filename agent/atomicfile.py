@@ -1,10 +1,27 @@
-"""Replace a file so that a power cut leaves either the old content or the new, never a mix."""
+"""Replace a file so that a power cut leaves either the old content or the new, never a mix; and read one of our own again."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+LARGEST_BYTES = 4 << 20
+"""Of a file that core reads: one that went mad must not take its memory along."""
+
+
+def read(path: Path) -> bytes:
+    """Return the content of a small file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it cannot be read, or is larger than any that this program writes.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST_BYTES + 1)
+    if len(content) > LARGEST_BYTES:
+        raise OSError(f"expected at most {LARGEST_BYTES} bytes, found more")
+    return content
 
 
 def write(path: Path, content: bytes) -> None:

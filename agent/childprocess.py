@@ -87,7 +87,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
-            start_new_session=True,  # Ctrl-C in the parent's terminal is the parent's to answer
+            start_new_session=True,  # Ctrl-C in the parent's terminal is the parent's to answer; and a group to kill
         )
         stderr_reader = threading.Thread(target=self._read_stderr, name=f"{role}-stderr", daemon=True)
         stderr_reader.start()
@@ -140,9 +140,12 @@ class Child:
             self._process.wait(1.0)
 
     def kill(self) -> None:
-        """End the child at once. It holds nothing that may not be lost."""
+        """End the child at once, and what it started itself, such as a vendor's compiler. All of it may be lost."""
         with contextlib.suppress(OSError):
-            self._process.kill()
+            if sys.platform != "win32" and self.is_alive:
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the child has ended; return whether it has. A killed one in a broken driver may stay a while."""

@@ -235,9 +235,11 @@ class Running:
                     self._act(model, run, run.degrading.tried(refusal, self._clock.monotonic()))
 
     def _cannot_run(self, wanted: Wanted, reason: str) -> None:
-        if wanted.is_again:
-            log.warning("model %s was not measured again: %s", wanted.model, reason)
-            self._wishes[wanted.model] = self._runs[wanted.model].prepared.wanted
+        run = self._runs.get(wanted.model)
+        if run is not None and not (wanted.is_switch or run.plan.is_interim):  # it was looked whether there is better
+            log.warning("model %s was not measured again, and runs on: %s", wanted.model, reason)
+            self._wishes[wanted.model] = run.prepared.wanted
+            self._look_later(wanted.model, run)
             return
         log.error("model %s cannot run %s: %s", wanted.model, wanted.bundle, reason)
         self._conditions.set(f"model-unusable/{wanted.model}", "error", reason)
@@ -344,7 +346,7 @@ class Running:
             self._looks.pop(model, None)
             return
         looks = self._looks.setdefault(model, Backoff(self._random, LOOK_FIRST_S, LOOK_LIMIT_S))
-        is_again = datetime.fromisoformat(plan.made_at) + TOO_OLD < self._clock.now()
+        is_again = self._clock.now() - datetime.fromisoformat(plan.made_at) > TOO_OLD
         wanted = replace(run.prepared.wanted, is_switch=False, is_again=is_again)
         self._prepare_again[model] = self._clock.monotonic() + looks.next_delay_s(), wanted
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import logging
 import os
 import sys
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 a broken promise, 2 wrong usage, 130 interrupted, else the error's own."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     is_verbose = bool({"-v", "--verbose"} & set(_before_command(given)))
+    _print_what_can_be_printed()
     try:
         build(named_command(given))(args=given, prog_name="holdfast")
     except HoldfastError as error:
@@ -166,6 +168,13 @@ def _load_foreign(point: importlib.metadata.EntryPoint) -> Any:  # noqa: ANN401 
 
 def _package(point: importlib.metadata.EntryPoint) -> str:
     return point.value.partition(".")[0].partition(":")[0]
+
+
+def _print_what_can_be_printed() -> None:
+    """Let a terminal without Unicode (`LANG=C`, a pipe on Windows) have a `?` for each `×` and `→`, and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _report(error: HoldfastError, *, is_verbose: bool) -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import typer
 
 
 def print_json(values: object) -> None:
-    """Print values as indented JSON on stdout."""
-    typer.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
+    """Print values as indented JSON on stdout; what is no number (NaN, infinity) is null, since JSON has no word for it."""
+    typer.echo(json.dumps(_finite(values), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _finite(values: object) -> object:
+    if isinstance(values, Mapping):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -95,7 +95,7 @@ class Absence:
     def load(self) -> Record:
         """Return what is expected."""
         try:
-            return _record.validate_json(self._path.read_bytes())
+            return _record.validate_json(atomicfile.read(self._path))
         except FileNotFoundError:
             return Record()
         except (OSError, ValidationError) as error:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -87,6 +88,13 @@ class Candidate:
         return f"{provider} {self.device_type} {self.variant}"
 
 
+def _moment(text: str) -> str:
+    """Refuse what is no RFC 3339 time with its offset: core reckons with it."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"expected a time with its offset, found {text}")
+    return text
+
+
 def _share(value: float) -> float:
     """Refuse what is no share. NaN is one: it agrees with nothing."""
     if value < 0 or value > 1:
@@ -157,7 +165,7 @@ class Plan:
     chosen: Candidate
     reason: str
     outcomes: tuple[Outcome, ...]
-    made_at: str
+    made_at: Annotated[str, AfterValidator(_moment)]
     """RFC 3339 UTC."""
     demand: Demand = Demand()
     ranked: tuple[Candidate, ...] = ()

@@ -17,9 +17,6 @@ from agent.device.plan import PLAN_FORMAT, Plan
 
 log = logging.getLogger(__name__)
 
-LARGEST_BYTES = 4 << 20
-"""A plan has some tens of kilobytes; a file that went mad must not take core's memory along."""
-
 _plan: TypeAdapter[Plan] = TypeAdapter(Plan)
 
 
@@ -47,7 +44,7 @@ class PlanStore:
         """Return the plan under `key`; None where there is none, or one that is damaged or of another format: it is set aside."""
         path = self._path(key)
         try:
-            text = _read(path)
+            text = atomicfile.read(path)
             if _is_of_another_format(text):
                 self._set_aside(path, "old")
                 return None
@@ -83,7 +80,7 @@ class PlanStore:
 
     def _readable(self, path: Path) -> Plan | None:
         try:
-            text = _read(path)
+            text = atomicfile.read(path)
             return None if _is_of_another_format(text) else from_json(text)
         except (OSError, ValidationError):
             return None
@@ -99,15 +96,6 @@ class PlanStore:
             log.warning("the stored plan was damaged and is set aside as %s: %s", aside, error)
         else:
             log.info("the stored plan was made by another Holdfast and is set aside as %s", aside)
-
-
-def _read(path: Path) -> bytes:
-    """Raises OSError for what cannot be read, or is larger than any plan."""
-    with path.open("rb") as file:
-        text = file.read(LARGEST_BYTES + 1)
-    if len(text) > LARGEST_BYTES:
-        raise OSError(f"expected at most {LARGEST_BYTES} bytes, found more")
-    return text
 
 
 def _is_of_another_format(text: bytes) -> bool:

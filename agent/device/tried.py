@@ -50,7 +50,7 @@ class Tried:
     def worked(self, facts: Facts) -> frozenset[DeviceKind]:
         """Return what has made a session on this very hardware; empty where the file is missing, older or damaged."""
         try:
-            record = _record.validate_json(self._path.read_bytes())
+            record = _record.validate_json(atomicfile.read(self._path))
         except FileNotFoundError:
             return frozenset()
         except (OSError, ValidationError) as error:

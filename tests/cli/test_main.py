@@ -144,6 +144,17 @@ def test_init_writes_a_file_that_says_what_it_found_and_never_overwrites(tmp_pat
     assert (tmp_path / "holdfast.yaml").read_text() == text
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8"])
+def test_terminal_without_unicode_shows_what_it_can(good_file, encoding):
+    """`LANG=C` on a small board, and a pipe on Windows: a command that has measured for minutes must not end in a traceback."""
+    good_file.write_text(good_file.read_text().replace("@h/s'}", "@h/s', labels: ['a→b']}"))
+    secrets = {"PW": "secret-1", "CAM_PW": "secret-2"}
+    narrow = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shown = holdfast("config", "show", "--json", cwd=good_file.parent, LC_ALL="C", **narrow, **secrets)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert ("a→b" if encoding == "utf-8" else "a?b") in str(json.loads(shown.stdout))
+
+
 def test_init_into_a_folder_that_is_not_there_is_said(tmp_path):
     """A clear text, not a traceback."""
     done = holdfast("init", "--output", "none/x.yaml", cwd=tmp_path)

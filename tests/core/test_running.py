@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -71,12 +72,12 @@ class Bench:
         self.workers = self.it._workers = Workers()
         self.it.start()
 
-    def prepared(self, *ranked, **plan):
-        wanted = self.begun.first
+    def prepared(self, *ranked, wanted=None, **plan):
+        wanted = wanted or self.begun.first
         measured = Measurement(200, 5, 5, 5, 5.0, 1, 1, 1)
         made = Plan(
-            "f", "d", "1", "p", ranked[0], "", tuple(Outcome(each, measured) for each in ranked), "now", ranked=ranked,
-            **{"requested": "npu", **plan},
+            "f", "d", "1", "p", ranked[0], "", tuple(Outcome(each, measured) for each in ranked), ranked=ranked,
+            **{"requested": "npu", "made_at": "2026-11-20T09:00:00Z", **plan},
         )  # fmt: skip
         manifest = SimpleNamespace(version="1", variant=lambda name: None)
         return Prepared(wanted, SimpleNamespace(manifest=manifest, folder=Path("/b")), made, was_stored=False)
@@ -300,3 +301,133 @@ def test_accelerator_that_comes_back_during_a_release_s_switch_lets_the_release_
     it.it.swap_ended("m", None)
     assert answers == ["m"]
     assert it.conditions == {}
+
+
+def test_look_for_an_accelerator_that_fails_changes_nothing_and_is_repeated(bench):
+    """A disk that was full for a moment is no reason to call a model unusable that runs, nor to take a release back."""
+    it = bench(door={"fallback": "allow"})
+    it.run(CPU, fallback="there is no npu here")
+    before = it.conditions
+    refused = []
+    it.it.updating = SimpleNamespace(switch_failed=lambda *said: refused.append(said))
+    for _ in range(3):
+        it.clock.advance(7200)
+        first = it.begun
+        it.it.tick(it.clock.monotonic())
+        assert it.begun is not first
+        it.it.deal_with(PreparationFailed(it.begun.first, CandidateError("no space left")))
+        assert it.conditions == before
+    assert (len(it.workers.asked), refused) == (1, [])
+
+
+def test_plan_of_the_end_of_time_is_only_old(bench):
+    """A clock that was wrong when the plan was made must not end core."""
+    it = bench()
+    for made_at in ("9999-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00", "1970-01-01T00:00:00Z"):
+        it.run(CPU, fallback="there is no npu here", made_at=made_at)
+    assert it.model().plan.made_at == "1970-01-01T00:00:00Z"
+
+
+GPU = Candidate("OtherExecutionProvider", "gpu", "int8", 1, runtime="plugin:other")
+
+
+class History:
+    """Core among workers, threads and an updater that do what they may at any time, well or badly, by the numbers of a seed."""
+
+    def __init__(self, it, seed):
+        self.it, self.chance = it, Random(seed)
+        self.waiting, self.known, self.answers = [], set(), ["none was asked"]
+        self.running = self.pending = None
+        self.purpose = ""
+        it.workers.swap, it.workers.add, it.workers.end = self.swap, self.add, self.end
+        it.it.updating = SimpleNamespace(switched=self.answers.append, switch_failed=self.go_back)
+
+    def swap(self, job, purpose="release"):
+        self.pending, self.purpose = job, purpose
+
+    def add(self, job):
+        self.running, self.pending = job, None
+        self.it.workers.models.add("m")
+
+    def end(self, _):
+        self.running = self.pending = None
+
+    def go_back(self, *refused):
+        self.answers.append(refused)
+        self.switch(self.it.it._runs["m"].prepared.wanted.bundle)
+
+    def switch(self, bundle):
+        wanted = self.it.it._runs["m"].prepared.wanted
+        self.it.it.prepare(replace(wanted, bundle=bundle, is_switch=True, is_again=False))
+
+    def look_at_threads(self):
+        new = [each for each in self.it.it._preparations if id(each) not in self.known]
+        self.known |= {id(each) for each in new}
+        self.waiting += new
+
+    def end_a_thread(self, *, is_good):
+        thread = self.waiting.pop(self.chance.randrange(len(self.waiting)))
+        if thread.rest and isinstance(thread.rest[0], Candidate):
+            self.it.it.deal_with(TriedAgain("m", thread.rest[0], None if is_good else "no"))
+            return
+        may_be_interim = not (thread.first.is_switch or thread.first.is_again)
+        how = "good" if is_good else self.chance.choice(["good", "error", "fallback", *["interim"] * may_be_interim])
+        if how == "error":
+            self.it.it.deal_with(PreparationFailed(thread.first, CandidateError("no")))
+        elif how == "interim":
+            self.it.it.deal_with(self.it.prepared(CPU, wanted=thread.first, is_interim=True))
+            self.waiting.append(thread)
+        else:
+            ranked, fallback = ((NPU, GPU, CPU), None) if how == "good" else ((CPU,), "there is no npu here")
+            self.it.it.deal_with(self.it.prepared(*ranked, wanted=thread.first, fallback=fallback))
+
+    def end_the_swap(self, *, is_good):
+        job, self.pending = self.pending, None
+        if is_good or self.purpose == "degrade":
+            self.running = job
+        self.it.it.swap_ended("m", None if is_good else "it did not load")
+
+    def pass_time(self, seconds):
+        self.it.clock.advance(seconds)
+        self.it.it.tick(self.it.clock.monotonic())
+
+    def step(self):
+        self.look_at_threads()
+        match self.chance.choice(["thread", "thread", "swap", "swap", "fail", "time", "release"]):
+            case "thread" if self.waiting:
+                self.end_a_thread(is_good=self.chance.random() < 0.5)
+            case "swap" if self.pending:
+                self.end_the_swap(is_good=self.chance.random() < 0.6)
+            case "fail" if self.running and not self.pending:
+                self.it.it.trouble("m", self.running, "device lost")
+            case "time":
+                self.pass_time(self.chance.choice([1, 70, 4000]))
+            case "release" if "m" in self.it.it._runs and self.chance.random() < 0.4:
+                self.answers.clear()
+                self.switch(f"release-{self.chance.random()}")
+
+    def calm_down(self):
+        for _ in range(100):
+            self.look_at_threads()
+            while self.waiting:
+                self.end_a_thread(is_good=True)
+                self.look_at_threads()
+            while self.pending:
+                self.end_the_swap(is_good=True)
+            self.pass_time(4000)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happened_all_runs_on_the_first_choice_when_the_trouble_is_over(bench, seed):
+    """Releases, failures, trials and plans meet in every order; nothing may be forgotten or left waiting."""
+    policies = ["allow", "prefer", "require"]
+    it = bench(door={"fallback": policies[seed % 3]}, yard={"fallback": policies[seed // 3 % 3]})
+    history = History(it, seed)
+    for _ in range(60):
+        history.step()
+    history.calm_down()
+
+    assert history.running.candidate == NPU
+    assert [each.name for each in history.running.pipelines] == BOTH
+    assert it.conditions == {}
+    assert history.answers, "the updater waits for the newest switch"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from agent.atomicfile import LARGEST_BYTES
 from agent.clock import SystemClock
 from agent.device.absence import Absence, Record, accepted, compare
 from agent.device.facts import Accelerator, Cpu, EpDevice, Facts
@@ -116,7 +117,9 @@ def test_what_a_provider_could_drive_elsewhere_is_not_missed_here():
     assert compare(Record(), replace(BARE, ep_devices=(CPU, replace(guess, device_type="cpu")))).unusable
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"present": 3}', None])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"present": 3}', b"[" * 99_999, b"{}" + b" " * LARGEST_BYTES, None], ids=range(6)
+)
 def test_a_damaged_record_begins_anew(agent, caplog, content):
     """What it held is forgotten and the log says so; the agent starts."""
     agent.path.mkdir() if content is None else agent.path.write_bytes(content)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from agent.atomicfile import LARGEST_BYTES
 from agent.device.plan import Candidate, Demand, Measurement, Outcome, Plan
-from agent.device.planstore import LARGEST_BYTES, PlanStore, to_json
+from agent.device.planstore import PlanStore, to_json
 
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 2, options=(("a", "b"),))
 PLAN = Plan(
@@ -54,6 +55,8 @@ def test_another_key_is_another_plan(tmp_path):
         to_json(PLAN).replace(b'"p99_ms": 1.2', b'"p99_ms": NaN'),
         to_json(PLAN).replace(b'"p99_ms": 1.2', b'"p99_ms": 1e999'),
         to_json(PLAN).replace(b'"p99_ms": 1.2', b'"p99_ms": -1'),
+        to_json(PLAN).replace(b"2026-11-20T09:00:00Z", b"yesterday"),
+        to_json(PLAN).replace(b"2026-11-20T09:00:00Z", b"2026-11-20T09:00:00"),
     ],
     ids=lambda content: repr(content[:16] + content[-16:]),
 )

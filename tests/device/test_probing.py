@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 import psutil
 import pytest
 
+from agent.atomicfile import LARGEST_BYTES
 from agent.device.facts import EpDevice
 from agent.device.hardware.gathering import gather
 from agent.device.probing import probe_facts
@@ -189,7 +190,12 @@ def test_another_driver_or_runtime_makes_it_tried_again(tmp_path):
     assert tried.worked(replace(facts, ep_devices=(CPU, replace(NPU, unusable="no")))) == {kind}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": 3}', b"\xff\xfe", None])
+HUGE = b'{"key": "k", "worked": []}' + b" " * LARGEST_BYTES
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"key": 3}', b"\xff\xfe", b"[" * 99_999, HUGE, None], ids=range(8)
+)
 def test_a_damaged_memory_is_ignored_with_a_log_line(tmp_path, caplog, content):
     """A cache: worth a second, never a start."""
     path = tmp_path / "tried.json"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agent.childprocess import LAST_WORDS_BYTES, LONGEST_MESSAGE_BYTES, WAITING_BYTES, Child
@@ -46,6 +48,22 @@ def test_child_that_does_not_listen_blocks_nobody_and_costs_bounded_memory(start
     assert 0 < sent < 1 + (WAITING_BYTES + (1 << 17)) // len(text)
     child.stop(grace_s=0.1)
     assert said.get(timeout=20) == -9
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups that can be killed")
+def test_what_a_killed_child_had_started_is_killed_too(start):
+    """A vendor's compiler runs processes of its own, which would keep the cores busy for minutes."""
+    child, said = start(
+        "import subprocess\n"
+        "compiler = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(json.dumps({'pid': compiler.pid}), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    compiler = psutil.Process(said.get(timeout=20)["pid"])
+    child.kill()
+    assert said.get(timeout=20) == -9
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert compiler.status() == psutil.STATUS_ZOMBIE or compiler.wait(20) is None
 
 
 def test_message_to_a_child_that_has_gone_is_no_error(start):

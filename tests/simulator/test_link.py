@@ -59,6 +59,10 @@ def test_good_line_carries_everything(line: FaultyLink) -> None:
     with connect(line) as sock:
         threading.Thread(target=sock.sendall, args=(payload,), daemon=True).start()
         assert receive(sock, len(payload)) == payload
+    clock, never = SystemClock(), threading.Event()
+    deadline_s = clock.monotonic() + 5  # it counts what it has passed on, after the receiver has it
+    while line.passed_bytes["down"] < len(payload) and clock.monotonic() < deadline_s:
+        clock.wait(never, 0.01)
     assert line.passed_bytes == {"up": len(payload), "down": len(payload)}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-from agent.bundle.reader import Bundle, open_bundle
+from agent.bundle.reader import open_bundle
 from agent.clock import SystemClock
 from agent.device.profile import Limits
 from agent.errors import HoldfastError
@@ -94,11 +94,12 @@ class Passing:
     def variants_for(self, *_: object) -> frozenset[str]:
         return frozenset({VARIANT})
 
-    def prepare(self, wanted, *_: object) -> Bundle:
-        return open_bundle(Path(wanted.bundle), variants={VARIANT})
+    def prepare(self, wanted, *_: object) -> SimpleNamespace:
+        open_bundle(Path(wanted.bundle), variants={VARIANT})
+        return SimpleNamespace(plan=SimpleNamespace(chosen=SimpleNamespace(provider="CPUExecutionProvider")))
 
     def device(self, _stop: object) -> tuple[None, SimpleNamespace]:
-        return None, SimpleNamespace(limits=Limits(memory_mb=1000))
+        return None, SimpleNamespace(limits_for=lambda _provider: Limits(memory_mb=1000))
 
 
 class SmallDevice:

@@ -183,9 +183,19 @@ def _prepare(folder: Path, provider: Provider, make: Make[SessionT], made_of: st
             return _publish(workshop, folder, index)
     except OSError as error:
         log.warning("nothing can be kept in %s, so every start prepares the model anew: %s", folder, error)
-    except (BundleError, CandidateError) as error:  # a full disk is "Protobuf serialization failed" to ONNX Runtime
-        log.warning("a prepared model for %s cannot be made: %s", folder, error.message)
+    except (BundleError, CandidateError) as error:
+        free_mib = _free_mib(folder.parent)  # a full disk is "Protobuf serialization failed" to ONNX Runtime
+        log.warning(
+            "a prepared model for %s cannot be made: %s; its disk has %s MiB free", folder, error.message, free_mib
+        )
     return None
+
+
+def _free_mib(folder: Path) -> int | str:
+    try:
+        return shutil.disk_usage(folder).free >> 20
+    except OSError:
+        return "unknown"
 
 
 def _draft(workshop: Path, provider: Provider, make: Make[SessionT], made_of: str) -> Index:
