@@ -76,7 +76,7 @@ class Accelerator(_Speed):
     unsupported_ops: frozenset[str] = frozenset()
     """It takes none of these."""
     error: Annotated[float, Field(ge=0)] = 0.0
-    """Noise on float outputs: its standard deviation, relative to the output's root mean square. Seeded."""
+    """Noise on float outputs: the standard deviation of each number, relative to its size. Seeded."""
     compile_s: Seconds = 0.0
     """Making a session takes this long, unless it finds what an earlier one left in the prepared folder."""
     memory_mb: Annotated[int, Field(ge=0)] = 0

@@ -110,7 +110,7 @@ def _empty_table(demand: Demand) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("Candidate")
+    table.add_column("Candidate", overflow="fold")
     for header in (*_objective_header(demand), *HEADERS):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("Verdict", no_wrap=True)

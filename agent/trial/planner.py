@@ -152,7 +152,7 @@ class _Planning:
             self.measuring.halve(others)
         for candidate in others:
             self.measuring.leave_out(
-                candidate, f"not measured: `run_on: {self.demand.run_on}` was asked for, and passed"
+                candidate, f"not measured: `run_on: {self.demand.run_on}` was asked for, and something there passed"
             )
 
     def _choose(self, *, is_interim: bool = False) -> Plan:

@@ -345,7 +345,7 @@ def smallest(tmp_path: Path) -> Path:
 
 
 def test_error_is_noise_of_the_declared_size_and_repeats(runtime, model):
-    """Relative to the output's root mean square; the same file gives the same noise."""
+    """Relative to each number; the same file gives the same noise."""
     exact = answers(runtime().open(opening(model)))
     noisy = [answers(runtime("error: 0.05").open(opening(model))) for _ in range(2)]
     np.testing.assert_array_equal(noisy[0], noisy[1])
