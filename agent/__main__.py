@@ -21,7 +21,7 @@ def run_child(role: str) -> None:
         case "worker":
             from agent.pipeline.worker import main as run
         case "probe":
-            from agent.device.probe import main as run
+            from agent.device.survey.probe import main as run
         case "trial":
             from agent.trial.child import main as run
         case "look":

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from agent.clock import Clock, Random, SystemClock, SystemRandom
-from agent.device.absence import Absence
-from agent.device.plan import Candidate, Outcome
-from agent.device.planstore import PlanStore
-from agent.device.tried import Tried
+from agent.device.planning.plan import Candidate, Outcome
+from agent.device.planning.planstore import PlanStore
+from agent.device.survey.absence import Absence
+from agent.device.survey.tried import Tried
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.identity import device_identity
 from agent.mqtt.link import Link

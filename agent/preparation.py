@@ -19,14 +19,14 @@ from agent.bundle.finding import find_bundle
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle, open_bundle
 from agent.clock import Clock
-from agent.device.candidates import candidates
 from agent.device.facts import Facts
-from agent.device.judging import judge
-from agent.device.plan import Candidate, Demand, Outcome, Plan
-from agent.device.planstore import PlanStore
-from agent.device.profile import Profile
-from agent.device.recognition import recognise
-from agent.device.tried import Tried
+from agent.device.planning.candidates import candidates
+from agent.device.planning.judging import judge
+from agent.device.planning.plan import Candidate, Demand, Outcome, Plan
+from agent.device.planning.planstore import PlanStore
+from agent.device.profiles.profile import Profile
+from agent.device.survey.recognition import recognise
+from agent.device.survey.tried import Tried
 from agent.errors import BundleError, HoldfastError
 from agent.pipeline.demands import Asked
 from agent.trial.measuring import Loaded

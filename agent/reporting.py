@@ -15,7 +15,7 @@ import psutil
 
 from agent.clock import Clock
 from agent.device.facts import Facts
-from agent.device.plan import Outcome
+from agent.device.planning.plan import Outcome
 from agent.health.conditions import Conditions
 from agent.mqtt.link import Link
 from agent.mqtt.topics import Topics

@@ -15,7 +15,7 @@ from typing import cast
 
 from agent.backoff import Backoff
 from agent.clock import Clock, Random
-from agent.device.plan import Candidate, Plan
+from agent.device.planning.plan import Candidate, Plan
 from agent.errors import BundleError
 from agent.health.conditions import ClearCondition, Conditions, SetCondition
 from agent.paths import StatePaths

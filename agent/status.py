@@ -12,7 +12,7 @@ from typing import Any, Literal
 from agent import __version__
 from agent.bundle.manifest import Variant
 from agent.device.facts import Facts
-from agent.device.plan import Candidate, Outcome, Plan, labels
+from agent.device.planning.plan import Candidate, Outcome, Plan, labels
 from agent.health.conditions import Condition
 from agent.pipeline.messages import PipelineBeat, SessionFacts
 

@@ -17,7 +17,7 @@ from agent import RELEASED_ON
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import open_bundle
 from agent.clock import Clock
-from agent.device.judging import p99_limit_ms
+from agent.device.planning.judging import p99_limit_ms
 from agent.errors import (
     BundleError,
     HoldfastError,

@@ -20,13 +20,13 @@ import numpy as np
 
 from agent.bundle.reader import Bundle, open_bundle
 from agent.clock import SystemClock
-from agent.device.candidates import candidates
 from agent.device.facts import Facts
-from agent.device.judging import judge
-from agent.device.plan import Candidate, Demand, Plan
-from agent.device.planstore import PlanStore
-from agent.device.profile import Profile
-from agent.device.recognition import recognise
+from agent.device.planning.candidates import candidates
+from agent.device.planning.judging import judge
+from agent.device.planning.plan import Candidate, Demand, Plan
+from agent.device.planning.planstore import PlanStore
+from agent.device.profiles.profile import Profile
+from agent.device.survey.recognition import recognise
 from agent.inference.golden import blank_sample
 from agent.trial.planner import make_plan
 from benchmarks.parts import Parts

@@ -19,7 +19,7 @@ from agent.clock import SystemClock
 from agent.device.hardware.cpu import read_cpu
 from agent.device.hardware.gathering import this_system
 from agent.device.hardware.sysfiles import SYSTEM_ROOT
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.inference.golden import blank_sample, read_sample
 from agent.inference.model import Model, open_model
 from benchmarks.parts import Parts

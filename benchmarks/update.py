@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.bundle.manifest import Manifest
 from agent.clock import SystemClock, SystemRandom
-from agent.device.planstore import PlanStore
+from agent.device.planning.planstore import PlanStore
 from agent.mqtt.fetching import MqttTransport
 from agent.mqtt.settings import MqttSettings
 from agent.mqtt.topics import Topics

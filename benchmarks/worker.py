@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from agent.bundle.reader import Bundle
 from agent.childprocess import Child, Message
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.pipeline.messages import Job, PipelineBeat, PipelineJob
 from agent.pipeline.settings import CameraSettings
 from agent.pipeline.workers import ARENAS, ROLE

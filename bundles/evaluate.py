@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from agent.bundle.manifest import Manifest
 from agent.bundle.reader import Bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, CandidateError
 from agent.inference.answers import Answer

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from agent import atomicfile
 from agent.clock import Clock, SystemClock
 from agent.device.facts import BUILT_IN, EpDevice
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.catalogue import open_runtime as open_any_runtime
 from agent.device.runtimes.runtime import Assignment, Opening, Runtime, RuntimeSession
 from agent.errors import CandidateError

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.device.facts import Facts
-from agent.device.plan import Outcome
+from agent.device.planning.plan import Outcome
 from agent.pipeline.messages import PipelineBeat
 from agent.status import ModelStatus, PipelineStatus, Status
 from simulator.consumer import Account

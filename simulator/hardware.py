@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from agent import yamlfile
-from agent.device.profile import Provider
+from agent.device.profiles.profile import Provider
 
 Milliseconds = Annotated[float, Field(ge=0)]
 ByVariant = Annotated[

@@ -22,7 +22,7 @@ def accelerator_checks(facts: Facts, state_dir: Path | None) -> Iterator[Check]:
         facts: Of the probe.
         state_dir: Where the agent wrote down what it saw at earlier starts.
     """
-    from agent.device.absence import Absence, compare
+    from agent.device.survey.absence import Absence, compare
     from agent.paths import StatePaths, default_state_folder
 
     found = compare(Absence(StatePaths(state_dir or default_state_folder()).accelerators).load(), facts)

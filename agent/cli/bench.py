@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli.thisdevice import ConfigOption, settings_if_any
-from agent.device.plan import Candidate, Demand, Objective, Outcome, labels
+from agent.device.planning.plan import Candidate, Demand, Objective, Outcome, labels
 from agent.errors import OperatorError
 
 if TYPE_CHECKING:
     from agent.bundle.reader import Bundle
     from agent.cli.benchreport import Report
     from agent.device.facts import Facts
-    from agent.device.profile import Profile
+    from agent.device.profiles.profile import Profile
     from agent.trial.measuring import Measuring
     from agent.trial.tracing import Traced
 
@@ -103,7 +103,7 @@ class _Bench:
     ) -> _Bench:
         from agent.bundle.finding import find_bundle
         from agent.bundle.reader import open_bundle
-        from agent.device.candidates import candidates
+        from agent.device.planning.candidates import candidates
 
         bundle, (facts, profile) = open_bundle(find_bundle(name)), device
         demand = Demand(objective or profile.tune.objective, streams, cores)
@@ -192,7 +192,7 @@ class _Bench:
     def _report(self, outcomes: Sequence[Outcome], rounds: int) -> Report:
         from agent.cli.benchreport import Report
         from agent.clock import SystemClock
-        from agent.device.choosing import choose
+        from agent.device.planning.choosing import choose
         from agent.trial.variants import side_by_side
 
         manifest = self.bundle.manifest
@@ -223,8 +223,8 @@ def _with_time_share(outcome: Outcome, measuring: Measuring) -> Outcome:
 
 
 def _recognise(config: Path | None, profile: str | None, runtimes: Sequence[str]) -> tuple[Facts, Profile]:
-    from agent.device.recognition import recognise
     from agent.device.runtimes.catalogue import find_runtimes
+    from agent.device.survey.recognition import recognise
 
     find_runtimes(runtimes)  # one that was asked for here and is not there is an error, not a finding
     device = settings_if_any(config).device

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from agent.cli.benchreport import Report
-from agent.device.plan import Measurement, Outcome
+from agent.device.planning.plan import Measurement, Outcome
 from agent.log import printable
 
 LINEAR_UP_TO = 20.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from agent.device.plan import Candidate, Outcome, Plan, labels
+from agent.device.planning.plan import Candidate, Outcome, Plan, labels
 from agent.trial.variants import VariantRow, verdict, yardstick_of
 
 

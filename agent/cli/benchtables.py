@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from agent.cli.benchplot import Scale, ms
 from agent.cli.benchreport import Report
-from agent.device.objective import runs_per_s
-from agent.device.plan import Candidate, Measurement, Outcome
+from agent.device.planning.objective import runs_per_s
+from agent.device.planning.plan import Candidate, Measurement, Outcome
 from agent.log import printable
 from agent.trial.tracing import Traced
 from agent.trial.variants import VariantRow

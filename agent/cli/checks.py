@@ -42,7 +42,7 @@ def run_all(configuration: Configuration, clock: Clock) -> Iterator[Check]:
 
     yield from update_checks(configuration, clock)
     from agent.cli.acceleratorchecks import accelerator_checks, run_on_checks
-    from agent.device.recognition import look
+    from agent.device.survey.recognition import look
 
     facts = look(settings.device.runtimes)
     yield from device(facts, settings.device.profile, settings.device.profiles)
@@ -136,7 +136,7 @@ def _broker(configuration: Configuration) -> Iterator[Check]:
 
 def device(facts: Facts, profile_name: str | None, own_profiles: Path | None = None) -> Iterator[Check]:
     """Yield whether this device is known, and whether what its profile wants to use is there."""
-    from agent.device.profiles import load_profiles, select
+    from agent.device.profiles.selection import load_profiles, select
     from agent.resources import device_profiles
 
     for finding in facts.findings:

@@ -30,7 +30,7 @@ def show(
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds that drivers get to answer.")] = 20.0,
 ) -> None:
     """Probe the device, try every accelerator, and show what was found."""
-    from agent.device.recognition import look
+    from agent.device.survey.recognition import look
 
     facts = look(settings_if_any(config).device.runtimes, timeout_s)
     if as_json:
@@ -48,8 +48,8 @@ def accept(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say that the accelerators are as they should be now: what is gone is expected no more, what does not work may stay so."""
-    from agent.device.absence import Absence, accepted
-    from agent.device.recognition import look
+    from agent.device.survey.absence import Absence, accepted
+    from agent.device.survey.recognition import look
     from agent.paths import open_state
 
     settings = settings_if_any(config)

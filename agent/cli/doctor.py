@@ -43,7 +43,7 @@ def _checks(config: Path | None) -> Iterator[Check]:
     from agent.cli.checks import clock_check, device, run_all, state
     from agent.clock import SystemClock
     from agent.config import file as configfile
-    from agent.device.recognition import look
+    from agent.device.survey.recognition import look
 
     clock = SystemClock()
     try:

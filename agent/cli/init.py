@@ -38,7 +38,7 @@ def init(
 ) -> None:
     """Write a first configuration from what this device has."""
     from agent.cli.output import print_json
-    from agent.device.probing import probe_facts
+    from agent.device.survey.probing import probe_facts
 
     if not force:
         _refuse_existing(output)

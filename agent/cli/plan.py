@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from agent.cli.thisdevice import ConfigOption, settings_if_any
-from agent.device.plan import Objective
+from agent.device.planning.plan import Objective
 from agent.errors import OperatorError
 
 if TYPE_CHECKING:
     from agent.bundle.reader import Bundle
     from agent.device.facts import Facts, Finding
-    from agent.device.plan import Demand, Plan
-    from agent.device.planstore import PlanStore
-    from agent.device.profile import Profile
+    from agent.device.planning.plan import Demand, Plan
+    from agent.device.planning.planstore import PlanStore
+    from agent.device.profiles.profile import Profile
     from agent.paths import StatePaths
     from agent.pipeline.demands import Asked
 
@@ -49,7 +49,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show the newest stored plan in a line or two."""
-    from agent.device.planstore import to_json
+    from agent.device.planning.planstore import to_json
 
     bundle, _ = _asked(config, bundle)
     plan = _stored_plans(bundle, _Device.of(config, state_dir, runtime or ()))[0]
@@ -69,7 +69,7 @@ def explain(
 
     Times are milliseconds. Nodes, parts of the graph and share of the time are those on the candidate's own provider.
     """
-    from agent.device.planstore import to_json
+    from agent.device.planning.planstore import to_json
 
     bundle, _ = _asked(config, bundle)
     device = _Device.of(config, state_dir, runtime or ())
@@ -100,7 +100,7 @@ def measure(
 
     What no option says is as the configuration has it, so that the plan is the one that `holdfast run` uses.
     """
-    from agent.device.planstore import to_json
+    from agent.device.planning.planstore import to_json
 
     bundle, asked = _asked(config, bundle)
     device, opened = _Device.of(config, state_dir, runtime or (), profile), _open_bundle(bundle)
@@ -150,7 +150,7 @@ def _brief(plan: Plan) -> str:
 def _chosen(plan: Plan) -> str:
     """Return the choice by a name that no other candidate has, and the runtime that brings it where that is not the usual one."""
     from agent.device.facts import BUILT_IN
-    from agent.device.plan import labels
+    from agent.device.planning.plan import labels
 
     chosen = plan.chosen
     name = labels([chosen, *(each.candidate for each in plan.outcomes)])[chosen]
@@ -169,8 +169,8 @@ class _Device:
     def of(
         cls, config: Path | None, state_dir: Path | None, runtimes: Sequence[str], profile: str | None = None
     ) -> _Device:
-        from agent.device.recognition import recognise
-        from agent.device.tried import Tried
+        from agent.device.survey.recognition import recognise
+        from agent.device.survey.tried import Tried
         from agent.paths import open_state
 
         settings = settings_if_any(config)
@@ -183,7 +183,7 @@ class _Device:
 
     @property
     def store(self) -> PlanStore:
-        from agent.device.planstore import PlanStore
+        from agent.device.planning.planstore import PlanStore
 
         return PlanStore(self.paths.plans)
 

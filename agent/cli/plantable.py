@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agent.clock import Clock
-from agent.device.objective import runs_per_s
-from agent.device.plan import Candidate, Demand, Measurement, Outcome, Plan, labels
+from agent.device.planning.objective import runs_per_s
+from agent.device.planning.plan import Candidate, Demand, Measurement, Outcome, Plan, labels
 from agent.trial.measuring import Loaded
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agent.cli.thisdevice import ConfigOption, settings_if_any
-from agent.device.profile import ANY, Limits, Profile
+from agent.device.profiles.profile import ANY, Limits, Profile
 from agent.errors import ConfigurationError
 
 app = typer.Typer(help="The kinds of device that Holdfast knows, and which one this is.", no_args_is_help=True)
@@ -37,7 +37,7 @@ def list_profiles(*, folder: Folder = None, as_json: AsJson = False) -> None:
 @app.command()
 def show(name: str, *, folder: Folder = None, as_json: AsJson = False) -> None:
     """Show one profile, or each part of one such as `x86-64-avx2+openvino`: what it tries, within which limits."""
-    from agent.device.profiles import named
+    from agent.device.profiles.selection import named
 
     profiles = load(folder)
     parts = [named(part, profiles) for part in name.split("+")]
@@ -80,7 +80,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check every profile: keys, types, options, pairs that nothing decides between, profiles that are never selected."""
-    from agent.device.profiles import check as check_profiles
+    from agent.device.profiles.selection import check as check_profiles
 
     profiles = load(folder)
     problems = check_profiles(profiles)
@@ -98,7 +98,7 @@ def check(
 @app.command()
 def explain(*, config: ConfigOption = None, folder: Folder = None, as_json: AsJson = False) -> None:
     """Say which profiles this device gets, for its processor and its accelerators, and why no others."""
-    from agent.device.recognition import recognise
+    from agent.device.survey.recognition import recognise
 
     device = settings_if_any(config).device
     _, selection = recognise(device.runtimes, device.profile, profiles=folder or device.profiles)
@@ -122,7 +122,7 @@ def load(folder: Path | None) -> list[Profile]:
         OperatorError: the folder does not exist.
     """
     from agent import resources
-    from agent.device.profiles import load_profiles
+    from agent.device.profiles.selection import load_profiles
 
     return load_profiles([resources.device_profiles(), *([folder] if folder else [])])
 

@@ -110,7 +110,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything known of the device. Made by `agent.device.probe`, recorded or constructed in tests."""
+    """Everything known of the device. Made by `agent.device.survey.probe`, recorded or constructed in tests."""
 
     os: str
     """`linux`, `windows`, `macos`, `android`."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agent.bundle.manifest import ImageInput, Manifest, SignalInput, TensorSpec, Variant
 from agent.bundle.reader import Bundle
 from agent.clock import Clock
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.errors import BundleError, CandidateError, OperatorError
 from agent.inference.answers import Answer
 from agent.inference.decoders.outputs import agrees, listing, text

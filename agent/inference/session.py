@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from agent.clock import Clock, SystemClock
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.catalogue import open_runtime
 from agent.device.runtimes.runtime import Opening, RuntimeSession
 

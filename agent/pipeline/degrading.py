@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from agent.backoff import Backoff
 from agent.clock import Random
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.log import brief
 

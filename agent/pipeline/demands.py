@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from agent.device.facts import Facts
 from agent.device.hardware.cpu import usable_cores
-from agent.device.plan import Demand, Objective
-from agent.device.profile import Profile
+from agent.device.planning.plan import Demand, Objective
+from agent.device.profiles.profile import Profile
 from agent.pipeline.messages import PipelineJob
 from agent.pipeline.settings import ModelSettings
 

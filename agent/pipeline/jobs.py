@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.bundle.manifest import Manifest
-from agent.device.plan import Candidate, Plan
+from agent.device.planning.plan import Candidate, Plan
 from agent.errors import OperatorError
 from agent.pipeline.messages import Job, PipelineJob
 from agent.pipeline.settings import CameraSettings, SensorSettings

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NotRequired, TypedDict
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.errors import HoldfastError
 from agent.log import mask_url
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.device.candidates import is_requested
-from agent.device.plan import Candidate, Plan
+from agent.device.planning.candidates import is_requested
+from agent.device.planning.plan import Candidate, Plan
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.log import brief
 from agent.pipeline.messages import PipelineJob

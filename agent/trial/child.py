@@ -22,7 +22,7 @@ from agent.childprocess import Message, open_parent_link
 from agent.clock import Clock, SystemClock
 from agent.device.hardware.energy import package_energy_uj, spent_mj
 from agent.device.hardware.thermal import thermal_zones
-from agent.device.plan import Candidate, Measurement
+from agent.device.planning.plan import Candidate, Measurement
 from agent.errors import HoldfastError
 from agent.trial.running import Ask, is_reference
 from agent.usage import cpu_seconds, fence_memory, peak_rss_bytes

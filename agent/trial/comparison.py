@@ -1,6 +1,7 @@
 """Whether a candidate answers right: against the golden answers, or where a bundle has none, against the plain CPU's raw outputs.
 
-Takes an opened model; gives an agreement from 0 to 1 and inputs to measure with. `agent.device.judging` says what is enough.
+Takes an opened model; gives an agreement from 0 to 1 and inputs to measure with. What is enough is said in
+`agent.device.planning.judging`.
 """
 
 from __future__ import annotations

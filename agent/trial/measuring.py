@@ -1,7 +1,8 @@
-"""The trials of one plan: who is measured when, and for how long. The rules of each round are in `agent.device.halving`.
+"""The trials of one plan: who is measured when, and for how long. The rules of each round are in `agent.device.planning.halving`.
 
 `Measuring` runs one trial at a time, so that none disturbs another, and remembers what came of each candidate. What a candidate
-takes to compile, the first time, is not counted against the budget: it is paid once and kept (`agent.device.preparedmodels`).
+takes to compile, the first time, is not counted against the budget: it is paid once and kept
+(`agent.device.planning.preparedmodels`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Protocol
 
 from agent.bundle.manifest import Manifest
 from agent.clock import Clock
-from agent.device.candidates import CPU_SPEC
-from agent.device.halving import (
+from agent.device.planning.candidates import CPU_SPEC
+from agent.device.planning.halving import (
     FINAL_RUNS,
     FINAL_S,
     FIRST_RUNS,
@@ -29,9 +30,9 @@ from agent.device.halving import (
     seconds_in,
     typical,
 )
-from agent.device.judging import judge
-from agent.device.plan import Candidate, Demand, Outcome
-from agent.device.profile import Limits, Profile
+from agent.device.planning.judging import judge
+from agent.device.planning.plan import Candidate, Demand, Outcome
+from agent.device.profiles.profile import Limits, Profile
 from agent.trial.running import Ask, is_reference
 
 LEAST_FINAL_S = 0.5

@@ -1,6 +1,6 @@
 """From facts, a profile and a bundle to a measured plan: the order of the steps.
 
-The rules are elsewhere and pure: `agent.device.candidates`, `halving`, `judging` and `choosing`. A stored plan is taken
+The rules are elsewhere and pure: `agent.device.planning.candidates`, `halving`, `judging` and `choosing`. A stored plan is taken
 as it is. Otherwise, within the profile's time budget:
 
 1. What runs on the processor is measured, while the device is quiet.
@@ -22,13 +22,13 @@ from pathlib import Path
 
 from agent.bundle.reader import Bundle
 from agent.clock import Clock
-from agent.device import preparedmodels
-from agent.device.candidates import candidates, is_requested, reference
-from agent.device.choosing import choose, spinning, still_holds
 from agent.device.facts import Facts
-from agent.device.plan import Candidate, Demand, Outcome, Plan, plan_key
-from agent.device.planstore import PlanStore
-from agent.device.profile import Profile
+from agent.device.planning import preparedmodels
+from agent.device.planning.candidates import candidates, is_requested, reference
+from agent.device.planning.choosing import choose, spinning, still_holds
+from agent.device.planning.plan import Candidate, Demand, Outcome, Plan, plan_key
+from agent.device.planning.planstore import PlanStore
+from agent.device.profiles.profile import Profile
 from agent.trial.measuring import Budget, Measuring, Progress, RunTrial
 from agent.trial.running import run_trial
 

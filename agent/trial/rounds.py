@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from agent.clock import Clock
-from agent.device.plan import Candidate, Measurement, Outcome
+from agent.device.planning.plan import Candidate, Measurement, Outcome
 
 FEWEST_ROUNDS = 3
 """The least for which a median leaves out a disturbed one."""

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from agent.childprocess import Child, Message, exit_text
 from agent.clock import Clock, SystemClock
 from agent.device.facts import BUILT_IN
-from agent.device.plan import Candidate, Cause, Measurement, Outcome
-from agent.device.profile import Limits
+from agent.device.planning.plan import Candidate, Cause, Measurement, Outcome
+from agent.device.profiles.profile import Limits
 from agent.log import brief
 from agent.usage import rss_bytes_of
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.trial.trace import Trace
 
 WORTHWHILE = 0.10

@@ -11,8 +11,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.device.plan import Candidate
-from agent.device.profile import Limits
+from agent.device.planning.plan import Candidate
+from agent.device.profiles.profile import Limits
 from agent.errors import CandidateError, StateError
 from agent.trial.running import Ask, run_trial
 from agent.trial.symptoms import Symptom, symptoms

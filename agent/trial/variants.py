@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.bundle.manifest import Manifest, Variant
-from agent.device.objective import Yardstick
-from agent.device.plan import Candidate, Demand, Outcome
+from agent.device.planning.objective import Yardstick
+from agent.device.planning.plan import Candidate, Demand, Outcome
 
 REFERENCE = "fp32"
 

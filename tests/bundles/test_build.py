@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from agent.bundle.reader import blobs_of, open_bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, OperatorError
 from agent.inference import golden

@@ -9,7 +9,7 @@ import pytest
 
 import bundles
 from agent.bundle.reader import open_bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.inference import golden
 from agent.inference.model import open_model

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from agent.bundle.manifest import VariantName
 from agent.bundle.reader import open_bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, CandidateError
 from agent.inference.model import open_model

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from agent.cli.bench import bench
 from agent.cli.benchplot import Scale, svg
 from agent.cli.benchreport import Report
-from agent.device.plan import Candidate, Measurement, Outcome, Plan
+from agent.device.planning.plan import Candidate, Measurement, Outcome, Plan
 from agent.errors import CandidateError, OperatorError
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from agent.cli.acceleratorchecks import accelerator_checks
 from agent.cli.device import app, facts_table
-from agent.device.absence import Absence
 from agent.device.facts import Accelerator, EpDevice, Facts, Finding
 from agent.device.hardware.gathering import gather
+from agent.device.survey.absence import Absence
 from agent.paths import StatePaths
 
 CPU = EpDevice("CPUExecutionProvider", "cpu")
@@ -53,7 +53,7 @@ def sees(monkeypatch, tmp_path):
         facts = replace(
             gather(tmp_path, system="linux"), runtime_version="1", ep_devices=(CPU, *devices), accelerators=accelerators
         )
-        monkeypatch.setattr("agent.device.recognition.probe_facts", lambda *_, **__: facts)
+        monkeypatch.setattr("agent.device.survey.recognition.probe_facts", lambda *_, **__: facts)
         return facts
 
     return see

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from agent.bundle.finding import find_bundle
 from agent.cli.plan import app
-from agent.device.plan import Demand
-from agent.device.planstore import PlanStore, from_json
+from agent.device.planning.plan import Demand
+from agent.device.planning.planstore import PlanStore, from_json
 from agent.errors import CandidateError, OperatorError
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from agent.cli.plan import print_plan
 from agent.cli.plantable import Growing, demand_text
-from agent.device.plan import Candidate, Demand, Measurement, Outcome, Plan
+from agent.device.planning.plan import Candidate, Demand, Measurement, Outcome, Plan
 from agent.trial.measuring import Loaded
 from simulator.clock import VirtualClock
 

@@ -11,7 +11,7 @@ import pytest
 from agent import preparation
 from agent.clock import SystemClock
 from agent.device.facts import Cpu, EpDevice, Facts
-from agent.device.planstore import PlanStore
+from agent.device.planning.planstore import PlanStore
 from agent.preparation import Preparation, Prepared, Preparer, Turns, Wanted
 from simulator.clock import VirtualClock
 
@@ -24,7 +24,7 @@ LATE = replace(EARLY, ep_devices=(EpDevice("CPUExecutionProvider", "cpu"),))
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[Facts]:
     """What the probe will see, one after another."""
     seen = [EARLY, LATE]
-    monkeypatch.setattr("agent.device.recognition.probe_facts", lambda *_, **__: seen.pop(0))
+    monkeypatch.setattr("agent.device.survey.recognition.probe_facts", lambda *_, **__: seen.pop(0))
     return seen
 
 

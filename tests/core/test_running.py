@@ -12,7 +12,7 @@ import pytest
 
 from agent import app, running
 from agent.clock import SystemRandom
-from agent.device.plan import Candidate, Measurement, Outcome, Plan
+from agent.device.planning.plan import Candidate, Measurement, Outcome, Plan
 from agent.errors import CandidateError
 from agent.paths import open_state
 from agent.pipeline.drift import AGAIN_FIRST_S, SUSTAINED_S

@@ -12,9 +12,9 @@ import pytest
 
 from agent import resources
 from agent.cli.profile import conditions
-from agent.device.profile import CandidateSpec, Profile
-from agent.device.profiles import check, load_profile, load_profiles, select
-from agent.device.provideroptions import PLAIN_CPU, PROVIDERS
+from agent.device.profiles.profile import CandidateSpec, Profile
+from agent.device.profiles.provideroptions import PLAIN_CPU, PROVIDERS
+from agent.device.profiles.selection import check, load_profile, load_profiles, select
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "devices.md"

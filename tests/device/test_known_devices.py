@@ -9,8 +9,8 @@ import pytest
 
 from agent import resources
 from agent.bundle.manifest import Manifest, VariantName
-from agent.device.candidates import candidates
-from agent.device.profiles import load_profiles, select
+from agent.device.planning.candidates import candidates
+from agent.device.profiles.selection import load_profiles, select
 from agent.device.runtimes.providers import unknown_options
 
 HERE = Path(__file__).parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.device.plan import Candidate, labels
+from agent.device.planning.plan import Candidate, labels
 
 
 def gpu(**options: str) -> Candidate:

@@ -21,8 +21,8 @@ import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.clock import SystemClock
-from agent.device.plan import Outcome, Plan
-from agent.device.planstore import from_json
+from agent.device.planning.plan import Outcome, Plan
+from agent.device.planning.planstore import from_json
 from agent.mqtt.topics import Topics
 from agent.paths import StatePaths
 from simulator.badbundles import make_bundle
@@ -265,7 +265,7 @@ HURRY = {
     "agent.pipeline.degrading:RETRY_FIRST_S": 2.0,
     "agent.pipeline.jobs:PATIENCE_LEAST_S": 1.5,
     "agent.pipeline.drift:SUSTAINED_S": 1.0,
-    "agent.device.recognition:look.timeout_s": 4.0,
+    "agent.device.survey.recognition:look.timeout_s": 4.0,
     "agent.trial.measuring:FINAL_S": 0.6,
 }
 

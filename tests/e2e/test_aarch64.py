@@ -30,7 +30,7 @@ import json, sys
 from agent.bundle.reader import open_bundle
 from agent.bundle.finding import find_bundle
 from agent.clock import SystemClock
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.inference.model import open_model
 from agent.trial.comparison import against_golden
 bundle, found = open_bundle(find_bundle("parcels")), {}

@@ -23,7 +23,7 @@ import pytest
 
 from agent.bundle.reader import open_bundle
 from agent.clock import SystemClock, SystemRandom
-from agent.device.planstore import PlanStore
+from agent.device.planning.planstore import PlanStore
 from agent.errors import UntrustedError
 from agent.health.conditions import Conditions
 from agent.outbox.store import EventStore

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from agent.bundle.manifest import Blob, Decoder, ImageInput, Manifest, SignalInput, TensorSpec, Variant
 from agent.bundle.reader import Bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.inference.session import open_session
 from agent.sources.sample import Frame
 

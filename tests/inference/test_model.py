@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from agent.bundle.manifest import Decoder, ImageInput, SignalInput, TensorSpec
 from agent.bundle.reader import Bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.errors import BundleError, CandidateError, OperatorError, SourceError
 from agent.inference.answers import Score
 from agent.inference.model import Model, open_model

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.errors import BundleError, CandidateError
 from agent.inference.session import open_session
 

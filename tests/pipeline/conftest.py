@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.clock import SystemClock, SystemRandom
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.health.conditions import Conditions
 from agent.pipeline.messages import Job, PipelineJob
 from agent.pipeline.supervision import Limits

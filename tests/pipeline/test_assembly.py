@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.clock import SystemClock
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.pipeline.assembly import load
 from agent.pipeline.messages import Job
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.pipeline.supervision import Limits
 from simulator.hardware import set_trouble
 

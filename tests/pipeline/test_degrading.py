@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.pipeline.degrading import RETRY_FIRST_S, RETRY_LIMIT_S, STABLE_S, Degrading, Try, Use, WakeAt, place
 from simulator.clock import SeededRandom

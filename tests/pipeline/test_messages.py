@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.pipeline.messages import Job, PipelineJob, payload_bytes, payload_message
 
 

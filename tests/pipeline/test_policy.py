@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from agent.device.facts import Cpu, Facts
-from agent.device.plan import Candidate, Demand, Measurement, Outcome, Plan
-from agent.device.profile import Profile
+from agent.device.planning.plan import Candidate, Demand, Measurement, Outcome, Plan
+from agent.device.profiles.profile import Profile
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.pipeline import policy
 from agent.pipeline.demands import asked_by_model

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from agent.bundle.reader import open_bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.runtime import Opening
 from agent.errors import CandidateError, ConfigurationError
 from agent.usage import cpu_seconds
@@ -185,7 +185,7 @@ def test_crash_ends_the_process_with_the_drivers_words(runtime, file, model, tro
     runtime(f"{trouble}: true")
     script = (
         "import sys; from pathlib import Path; from simulator.accelerators import open_runtime\n"
-        "from agent.device.plan import Candidate; from agent.device.runtimes.runtime import Opening\n"
+        "from agent.device.planning.plan import Candidate; from agent.device.runtimes.runtime import Opening\n"
         f"opening = Opening(Path(sys.argv[2]), Candidate({NPU!r}, 'npu', 'fp32', 1))\n"
         "try:\n    open_runtime(sys.argv[1]).open(opening)\nexcept BaseException: pass\nprint('alive')\n"
     )

@@ -13,8 +13,8 @@ import pytest
 
 from agent.bundle.reader import open_bundle
 from agent.clock import SystemClock
-from agent.device.plan import Candidate, Outcome
-from agent.device.profile import Limits
+from agent.device.planning.plan import Candidate, Outcome
+from agent.device.profiles.profile import Limits
 from agent.errors import CandidateError
 from agent.inference.model import Model, open_model
 from agent.sources.sample import Frame

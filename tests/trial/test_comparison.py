@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.device.judging import CPU_AGREEMENT
+from agent.device.planning.judging import CPU_AGREEMENT
 from agent.trial.comparison import against_reference, write_reference
 
 EXPECTED = np.random.default_rng(3).normal(size=(4, 50)).astype(np.float32)

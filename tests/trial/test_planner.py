@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from agent.bundle.reader import open_bundle
 from agent.clock import SystemClock
 from agent.device.facts import Cpu, EpDevice, Facts
-from agent.device.plan import Candidate, Demand, Measurement, Outcome
-from agent.device.planstore import PlanStore
-from agent.device.profile import Limits, Profile, compose
+from agent.device.planning.plan import Candidate, Demand, Measurement, Outcome
+from agent.device.planning.planstore import PlanStore
+from agent.device.profiles.profile import Limits, Profile, compose
 from agent.errors import CandidateError
 from agent.preparation import Preparer, Wanted
 from agent.trial import measuring
@@ -469,7 +469,7 @@ def test_a_full_disk_does_not_cost_the_plan(planning, clock, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("agent.atomicfile.write", full)
-    monkeypatch.setattr("agent.device.preparedmodels.folder_of", full)
+    monkeypatch.setattr("agent.device.planning.preparedmodels.folder_of", full)
 
     assert planning(Bench(clock, apart()), prepared=tmp_path / "prepared").chosen.variant == "int8"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from agent.device.plan import Candidate, Measurement, Outcome
+from agent.device.planning.plan import Candidate, Measurement, Outcome
 from agent.trial.rounds import compare
 from simulator.clock import VirtualClock
 

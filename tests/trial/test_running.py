@@ -15,8 +15,8 @@ import pytest
 
 from agent.childprocess import command_line
 from agent.clock import SystemClock
-from agent.device.plan import Candidate
-from agent.device.profile import Limits
+from agent.device.planning.plan import Candidate
+from agent.device.profiles.profile import Limits
 from agent.trial.running import STOPPED, Ask, run_trial
 
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.trial.symptoms import symptoms
 from agent.trial.trace import NodeTime, OperatorTime, Trace, read_trace
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.device.plan import Candidate
-from agent.device.profile import Limits
+from agent.device.planning.plan import Candidate
+from agent.device.profiles.profile import Limits
 from agent.errors import CandidateError, StateError
 from agent.trial.tracing import trace_candidate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.bundle.manifest import Accuracy, Blob, Decoder, ImageInput, Manifest, RefusedVariant, TensorSpec, Variant
-from agent.device.plan import Candidate, Demand, Measurement, Outcome
+from agent.device.planning.plan import Candidate, Demand, Measurement, Outcome
 from agent.trial.variants import side_by_side, verdict, yardstick_of
 
 TENSOR = (TensorSpec(name="x", dtype="float32", shape=(1,)),)

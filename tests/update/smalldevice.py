@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from agent.bundle.reader import open_bundle
 from agent.clock import SystemClock
-from agent.device.profile import Limits
+from agent.device.profiles.profile import Limits
 from agent.errors import HoldfastError
 from agent.health.conditions import Conditions
 from agent.update.fetching.store import BundleStore

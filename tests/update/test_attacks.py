@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agent.clock import SystemClock, SystemRandom
-from agent.device.planstore import PlanStore
+from agent.device.planning.planstore import PlanStore
 from agent.mqtt.settings import MqttSettings
 from agent.preparation import Preparer
 from agent.update.schedule import HINT_RETRIES

@@ -10,7 +10,7 @@ import pytest
 
 from agent import app, running
 from agent.clock import SystemClock, SystemRandom
-from agent.device.plan import Candidate, Plan
+from agent.device.planning.plan import Candidate, Plan
 from agent.errors import BundleError
 from agent.mqtt.messages import MessageArrived
 from agent.paths import open_state

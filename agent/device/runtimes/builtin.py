@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime
 
 from agent.device.facts import BUILT_IN, EpDevice
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes import ortdevices
 from agent.device.runtimes.ortsession import open_session
 from agent.device.runtimes.providers import CPU_PROVIDER, NO_PROVIDERS, known_devices

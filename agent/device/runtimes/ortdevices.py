@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 
 from agent.device.facts import EpDevice
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import NO_PROVIDERS, known_devices
 from agent.errors import CandidateError
 

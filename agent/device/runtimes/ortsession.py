@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from agent.bundle.manifest import TensorSpec
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.prepared import AS_IT_IS, Variation, open_or_make
 from agent.device.runtimes.providers import OWN_THREADS, options_for, provider_of, unknown_options
 from agent.device.runtimes.runtime import Assignment, Opening

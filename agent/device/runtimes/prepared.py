@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent import atomicfile
 from agent.bundle.manifest import TensorSpec
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import Provider, provider_of
 from agent.device.runtimes.runtime import Assignment, RuntimeSession
 from agent.errors import BundleError, CandidateError

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from agent.device.facts import BUILT_IN
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 
 CPU_PROVIDER = "CPUExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"

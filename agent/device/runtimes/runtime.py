@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agent.bundle.manifest import TensorSpec
 from agent.device.facts import EpDevice
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

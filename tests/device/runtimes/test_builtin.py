@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import yaml
 
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes import ortdevices, ortsession
 from agent.device.runtimes.catalogue import open_runtime
 from agent.device.runtimes.providers import (

@@ -142,7 +142,7 @@ except CandidateError as error:
 def test_core_side_looks_without_native_code() -> None:
     """Core calls these; a driver's crash must not be core's."""
     code = (
-        "import sys, agent.device.plan, agent.device.runtimes.providers\n"
+        "import sys, agent.device.planning.plan, agent.device.runtimes.providers\n"
         "from agent.device.runtimes.catalogue import find_runtimes\n"
         "find_runtimes()\n"
         "print(sorted({'onnxruntime', 'numpy', 'cv2', 'importlib.metadata'} & set(sys.modules)))"

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from agent import atomicfile
 from agent.bundle.reader import open_bundle
 from agent.clock import SystemClock
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes import prepared
 from agent.device.runtimes.catalogue import open_runtime
 from agent.device.runtimes.prepared import INDEX, MODEL, Variation, open_or_make
@@ -196,7 +196,7 @@ def test_disk_that_fills_while_the_runtime_writes_is_done_without(
     pytest.importorskip("resource")
     code = """
 import logging, resource
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.inference.session import open_session
 said = []
 logging.getLogger("agent.device.runtimes.prepared").addFilter(lambda record: said.append(record.getMessage()))

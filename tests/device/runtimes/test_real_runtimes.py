@@ -20,7 +20,7 @@ from bundles.repair import repair
 
 OPEN = """
 import numpy as np
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes.catalogue import find_runtimes, open_runtime
 from agent.errors import CandidateError
 from agent.inference.session import open_session

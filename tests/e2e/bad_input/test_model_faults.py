@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.device.plan import Candidate
-from agent.device.profile import Limits
+from agent.device.planning.plan import Candidate
+from agent.device.profiles.profile import Limits
 from agent.trial.running import run_trial
 from simulator.broker import Mosquitto
 from simulator.consumer import Consumer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.bundle.manifest import TensorSpec
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.inference.decoders.recognition import recognise
 from agent.inference.session import open_session
 

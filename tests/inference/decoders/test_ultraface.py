@@ -10,7 +10,7 @@ import pytest
 
 from agent.bundle.manifest import Decoder, ImageInput, TensorSpec
 from agent.bundle.reader import Bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.inference.decoders.selection import Selection
 from agent.inference.decoders.ultraface import UltraFaceDecoder, misfit
 from agent.inference.model import open_model

@@ -12,7 +12,7 @@ import pytest
 
 from agent.bundle.manifest import Decoder, ImageInput, TensorSpec
 from agent.bundle.reader import Bundle
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.errors import BundleError, CandidateError
 from agent.inference.decoders.selection import Selection
 from agent.inference.decoders.yolox import YoloxDecoder, misfit

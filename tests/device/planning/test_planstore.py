@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from agent.atomicfile import LARGEST_BYTES
-from agent.device.plan import Candidate, Demand, Measurement, Outcome, Plan
-from agent.device.planstore import PlanStore, to_json
+from agent.device.planning.plan import Candidate, Demand, Measurement, Outcome, Plan
+from agent.device.planning.planstore import PlanStore, to_json
 
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 2, options=(("a", "b"),))
 PLAN = Plan(

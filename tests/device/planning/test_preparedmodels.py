@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.device import preparedmodels
-from agent.device.plan import Candidate, Plan
+from agent.device.planning import preparedmodels
+from agent.device.planning.plan import Candidate, Plan
 
 CANDIDATES = tuple(Candidate("CPUExecutionProvider", "cpu", name, 1) for name in ("fp32", "int8", "fp16", "int4"))
 PLAN = Plan("f" * 16, "d" * 64, "1.31.1", "p", CANDIDATES[0], "", (), "2026-11-20T09:00:00Z", ranked=CANDIDATES)

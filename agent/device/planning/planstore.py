@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from agent import atomicfile
-from agent.device.plan import PLAN_FORMAT, Plan
+from agent.device.planning.plan import PLAN_FORMAT, Plan
 
 log = logging.getLogger(__name__)
 

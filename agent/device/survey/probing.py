@@ -22,7 +22,7 @@ from agent.childprocess import Child, Message, exit_text
 from agent.clock import SystemClock
 from agent.device.facts import BUILT_IN, EpDevice, Facts, Finding
 from agent.device.hardware.gathering import gather
-from agent.device.tried import DeviceKind, Tried, kind_of
+from agent.device.survey.tried import DeviceKind, Tried, kind_of
 from agent.log import brief
 
 DEFAULT_TIMEOUT_S = 20.0

@@ -6,7 +6,7 @@ not. It measures nothing and looks at no hardware.
 A file is for a processor or board, or for an accelerator's provider. Of the first kind the most specific match wins;
 of the second kind the most specific match for each provider that offers a device here, usable or not: what cannot be
 used is refused by name later, not missing. A provider that no file is for gets the one for `any`.
-`agent.device.profile.compose` makes one profile of them. Two equally specific matches are an error, and `check` finds
+`agent.device.profiles.profile.compose` makes one profile of them. Two equally specific matches are an error, and `check` finds
 such pairs before any device does.
 
 Specificity compares, in this order, and the first difference decides: whether the board is named, *how many* CPU
@@ -25,8 +25,8 @@ from pathlib import Path
 from agent import yamlfile
 from agent.device.facts import Facts
 from agent.device.hardware.features import ALL_FEATURES, ARCHITECTURE_OF, BASELINE, with_implied
-from agent.device.profile import ANY, CandidateSpec, Match, Profile, compose
-from agent.device.provideroptions import PLAIN_CPU, PROVIDERS, complaint, meant_by, session_complaint
+from agent.device.profiles.profile import ANY, CandidateSpec, Match, Profile, compose
+from agent.device.profiles.provideroptions import PLAIN_CPU, PROVIDERS, complaint, meant_by, session_complaint
 from agent.errors import ConfigurationError, OperatorError, Problem
 
 Specificity = tuple[int, ...]

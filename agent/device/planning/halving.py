@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agent.device.objective import Yardstick, by_median
-from agent.device.plan import Candidate, Demand, Outcome
+from agent.device.planning.objective import Yardstick, by_median
+from agent.device.planning.plan import Candidate, Demand, Outcome
 
 FIRST_RUNS = 20
 FINAL_RUNS = 200

@@ -23,7 +23,7 @@ class _Strict(BaseModel):
 
 
 class Match(_Strict):
-    """Conditions on Facts; all that are given must hold. `agent.device.profiles` says which match is more specific."""
+    """Conditions on Facts; all that are given must hold. `agent.device.profiles.selection` says which match is more specific."""
 
     os: Literal["linux", "windows", "macos", "android"] | None = None
     architecture: str | None = None

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import astuple, replace
 
 from agent.bundle.manifest import Manifest
-from agent.device.objective import FEWEST_FOR_P99, Yardstick
-from agent.device.plan import Candidate, Cause, Demand, Measurement, Outcome
-from agent.device.profile import Limits, Profile
+from agent.device.planning.objective import FEWEST_FOR_P99, Yardstick
+from agent.device.planning.plan import Candidate, Cause, Demand, Measurement, Outcome
+from agent.device.profiles.profile import Limits, Profile
 
 FP32_AGREEMENT = 0.99
 """fp32 gave the golden answers; on another device only a rare near-tie in suppression may fall the other way."""

@@ -8,8 +8,8 @@ import pytest
 
 from agent.atomicfile import LARGEST_BYTES
 from agent.clock import SystemClock
-from agent.device.absence import Absence, Record, accepted, compare
 from agent.device.facts import Accelerator, Cpu, EpDevice, Facts
+from agent.device.survey.absence import Absence, Record, accepted, compare
 from agent.health.conditions import Conditions
 
 CPU = EpDevice("CPUExecutionProvider", "cpu")

@@ -16,7 +16,7 @@ from agent.device.hardware.gathering import gather
 from agent.device.hardware.support import support_of
 from agent.device.hardware.windowsaccelerators import from_windows
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CPU = EpDevice("CPUExecutionProvider", "cpu")
 
 

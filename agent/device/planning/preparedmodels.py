@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from agent.device.plan import Plan
+from agent.device.planning.plan import Plan
 
 log = logging.getLogger(__name__)
 

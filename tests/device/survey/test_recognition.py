@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from agent.device import recognition
 from agent.device.facts import EpDevice
 from agent.device.hardware.gathering import gather
-from agent.device.recognition import recognise
+from agent.device.survey import recognition
+from agent.device.survey.recognition import recognise
 
 PLAIN = (
     "name: plain\ndescription: any\nruntimes: [{runtime!r}]\n"

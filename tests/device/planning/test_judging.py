@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from agent.bundle.manifest import Manifest
-from agent.device.judging import judge, required_agreement, slower_than_cpu
-from agent.device.plan import FAULTS, Candidate, Demand, Measurement, Outcome
-from agent.device.profile import Limits, Profile, compose
+from agent.device.planning.judging import judge, required_agreement, slower_than_cpu
+from agent.device.planning.plan import FAULTS, Candidate, Demand, Measurement, Outcome
+from agent.device.profiles.profile import Limits, Profile, compose
 
 MIB = 2**20
 CPU = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from agent import resources
 from agent.device.facts import Accelerator, Cpu, EpDevice, Facts
 from agent.device.hardware.features import ARCHITECTURE_OF
-from agent.device.profile import CandidateSpec, Limits, Match, Profile, Tune
-from agent.device.profiles import check, load_profiles, select
-from agent.device.provideroptions import PROVIDERS
+from agent.device.profiles.profile import CandidateSpec, Limits, Match, Profile, Tune
+from agent.device.profiles.provideroptions import PROVIDERS
+from agent.device.profiles.selection import check, load_profiles, select
 from agent.errors import ConfigurationError, OperatorError
 
 CPU = CandidateSpec(provider="CPUExecutionProvider", variants=("fp32",))

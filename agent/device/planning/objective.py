@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Self
 
-from agent.device.plan import Candidate, Demand, Measurement, Objective, Outcome
+from agent.device.planning.plan import Candidate, Demand, Measurement, Objective, Outcome
 
 EQUAL_SHARE = 1.05
 """Candidates whose figures are within this factor of the best are equally good: that is how far one measurement repeats."""

@@ -2,7 +2,7 @@
 
 Takes judged outcomes; gives a plan, or an error that lists every refusal. The order of the choice:
 
-1. Whatever a gate refuses is out (`agent.device.judging`), then what is worse than the plain CPU.
+1. Whatever a gate refuses is out (`agent.device.planning.judging`), then what is worse than the plain CPU.
 2. What the operator asked for with `run_on` comes first; the others stand behind it, for when it fails.
 3. The objective's figure: the lowest wins, but all within 5 % (or 0.05 ms) of it count as equal.
 4. Among equals the least CPU time a run wins: with spinning off, two threads often tie with one and cost more.
@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from dataclasses import astuple, replace
 
 from agent.bundle.manifest import Manifest
-from agent.device.candidates import is_requested
 from agent.device.facts import Facts
-from agent.device.judging import judge, slower_than_cpu
-from agent.device.objective import Yardstick, by_median
-from agent.device.plan import FAULTS, SPINNING, Candidate, Demand, Measurement, Outcome, Plan, labels
-from agent.device.profile import Profile
+from agent.device.planning.candidates import is_requested
+from agent.device.planning.judging import judge, slower_than_cpu
+from agent.device.planning.objective import Yardstick, by_median
+from agent.device.planning.plan import FAULTS, SPINNING, Candidate, Demand, Measurement, Outcome, Plan, labels
+from agent.device.profiles.profile import Profile
 from agent.errors import CandidateError
 
 Measured = tuple[Candidate, Measurement]

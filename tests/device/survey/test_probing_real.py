@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.device.probing import probe_facts
-from agent.device.recognition import look, recognise
+from agent.device.survey.probing import probe_facts
+from agent.device.survey.recognition import look, recognise
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent import resources
 from agent.device.facts import BUILT_IN
-from agent.device.plan import Candidate
-from agent.device.probe import answer, try_device
+from agent.device.planning.plan import Candidate
 from agent.device.runtimes import probemodel
 from agent.device.runtimes.catalogue import open_runtime
 from agent.device.runtimes.runtime import Assignment, Opening
+from agent.device.survey.probe import answer, try_device
 from agent.errors import CandidateError
 
 

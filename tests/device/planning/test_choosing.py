@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.bundle.manifest import Manifest
-from agent.device.choosing import choose, spinning, still_holds
 from agent.device.facts import Cpu, EpDevice, Facts
-from agent.device.plan import Candidate, Cause, Demand, Measurement, Outcome
-from agent.device.profile import Profile
+from agent.device.planning.choosing import choose, spinning, still_holds
+from agent.device.planning.plan import Candidate, Cause, Demand, Measurement, Outcome
+from agent.device.profiles.profile import Profile
 from agent.errors import CandidateError
 
 NPU, GPU = Candidate("AExecutionProvider", "npu", "int8", 1), Candidate("BExecutionProvider", "gpu", "fp32", 1)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from agent import resources
 from agent.device.facts import BUILT_IN, Facts, Finding
-from agent.device.probing import DEFAULT_TIMEOUT_S, probe_facts
-from agent.device.profiles import Selection, load_profiles, select
+from agent.device.profiles.selection import Selection, load_profiles, select
 from agent.device.runtimes.catalogue import find_runtimes
-from agent.device.tried import Tried
+from agent.device.survey.probing import DEFAULT_TIMEOUT_S, probe_facts
+from agent.device.survey.tried import Tried
 from agent.errors import HoldfastError
 
 

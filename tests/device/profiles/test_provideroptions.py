@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from agent.device.provideroptions import PROVIDERS, SESSION, complaint, session_complaint
+from agent.device.profiles.provideroptions import PROVIDERS, SESSION, complaint, session_complaint
 
 VINO, TENSORRT, QNN = "OpenVINOExecutionProvider", "TensorrtExecutionProvider", "QNNExecutionProvider"
 OTHER_BUILDS = {"mlas.enable_gemm_fastmath_arm64_bfloat16", "ep.nnapi.partitioning_stop_ops"}

@@ -1,6 +1,6 @@
 """The probe: short-lived children that ask the operating system and the runtimes what is here, each one question.
 
-Drivers that they wake may crash or hang; that is why each question has a process of its own. `agent.device.probing` is the
+Drivers that they wake may crash or hang; that is why each question has a process of its own. `agent.device.survey.probing` is the
 parent's side. Questions: `gather` (the operating system's facts and the built-in runtime's devices), `list` (another
 runtime's devices), `try` (can one device make a session, and does it compute?).
 """
@@ -14,7 +14,7 @@ from agent import resources
 from agent.childprocess import Message, answer_once
 from agent.device.facts import BUILT_IN, Facts, Finding
 from agent.device.hardware.gathering import gather
-from agent.device.plan import Candidate
+from agent.device.planning.plan import Candidate
 from agent.errors import HoldfastError
 
 if TYPE_CHECKING:

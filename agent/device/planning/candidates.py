@@ -14,8 +14,8 @@ from typing import Literal
 from agent.bundle.manifest import Manifest
 from agent.device.facts import BUILT_IN, EpDevice, Facts
 from agent.device.hardware.cpu import usable_cores
-from agent.device.plan import Candidate, Cause, Demand, Outcome
-from agent.device.profile import CandidateSpec, Profile
+from agent.device.planning.plan import Candidate, Cause, Demand, Outcome
+from agent.device.profiles.profile import CandidateSpec, Profile
 
 NO_CPU_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
 """ONNX Runtime refuses to make a session when a node would run on its CPU provider instead."""

@@ -15,8 +15,8 @@ import pytest
 from agent.atomicfile import LARGEST_BYTES
 from agent.device.facts import EpDevice
 from agent.device.hardware.gathering import gather
-from agent.device.probing import probe_facts
-from agent.device.tried import DeviceKind, Tried, kind_of
+from agent.device.survey.probing import probe_facts
+from agent.device.survey.tried import DeviceKind, Tried, kind_of
 
 CPU = EpDevice("CPUExecutionProvider", "cpu")
 NPU = EpDevice("XExecutionProvider", "npu", vendor="X", runtime="plugin:x")
@@ -276,8 +276,9 @@ def test_a_provider_with_a_strange_name_is_left_out_and_said(pretend, provider):
 def test_core_side_never_imports_native_code():
     """Core must stay alive when ONNX Runtime or OpenCV crash, so it may not load them, by whatever way."""
     code = (
-        "import sys, agent.preparation, agent.device.probing, agent.device.profiles, agent.device.candidates, "
-        "agent.device.planstore, agent.device.absence, agent.trial.planner, agent.trial.running\n"
+        "import sys, agent.preparation, agent.device.survey.probing, agent.device.profiles.selection\n"
+        "import agent.device.planning.candidates, agent.device.planning.planstore\n"
+        "import agent.device.survey.absence, agent.trial.planner, agent.trial.running\n"
         "from agent.device.runtimes.catalogue import find_runtimes; find_runtimes()\n"
         "print([name for name in ('onnxruntime', 'cv2', 'numpy') if name in sys.modules])"
     )

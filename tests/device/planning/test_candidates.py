@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from agent.bundle.manifest import Manifest
-from agent.device.candidates import NO_CPU_FALLBACK, candidates, is_requested, reference, resolve_threads
 from agent.device.facts import Accelerator, Cpu, EpDevice, Facts
-from agent.device.plan import Candidate, Demand, labels
-from agent.device.profile import Profile
+from agent.device.planning.candidates import NO_CPU_FALLBACK, candidates, is_requested, reference, resolve_threads
+from agent.device.planning.plan import Candidate, Demand, labels
+from agent.device.profiles.profile import Profile
 
 OPENVINO = "OpenVINOExecutionProvider"
 FACTS = Facts(
