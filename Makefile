@@ -12,8 +12,8 @@ demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test: two at a time, since they wait more than they compute
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-aarch64: ## An arm64 system under emulation, for the tests that run the agent there; needs root, mmdebstrap and qemu-user-static
-	PYTHON=$(PYTHON) packaging/aarch64.sh
+aarch64: | $(VENV)/bin/python ## An arm64 system under emulation, for the tests that run the agent there; needs root, mmdebstrap and qemu-user-static
+	PYTHON=$(BIN)/python packaging/aarch64.sh
 
 # Vendors' providers for Linux on x86-64: Qualcomm's runs its NPU in software there, the classic OpenVINO on any CPU.
 ACCELERATORS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),.accelerators/plugins/.done .accelerators/openvino/.done)
