@@ -132,7 +132,7 @@ class Board:
             device={
                 "name": DEVICE,
                 "runtimes": self.runtimes,
-                **({"profile": self.profile, "profiles": str(profiles)} if profiles.exists() else {}),
+                **({"profile": self.profile, "profiles": str(profiles)} if profiles.exists() else {"profile": None}),
             },
             mqtt={"host": self.broker.host, "port": self.broker.port},
             models=models or {MODEL: {"bundle": str(self.bundle())}},

@@ -18,6 +18,21 @@ from simulator.broker import Mosquitto
 from tests.e2e.accelerated import HURRY, Board
 
 
+def hasty_profiles(folder: Path) -> Path:
+    """Write the profile of tests that are about something else, and return its folder: the first that passes its trial runs."""
+    profile = {
+        "name": "hasty",
+        "description": "whatever works, at once",
+        "candidates": [{"provider": "CPUExecutionProvider", "variants": ["fp32", "int8"], "threads": [1]}],
+        "limits": {"memory_mb": 512, "trial_s": 60},
+        "tune": {"mode": "as-listed"},
+    }
+    profiles = folder / "hasty-profiles"
+    profiles.mkdir(exist_ok=True)
+    (profiles / "hasty.yaml").write_text(yaml.safe_dump(profile))
+    return profiles
+
+
 class Holdfast:
     """`holdfast …` as a process."""
 
@@ -32,9 +47,10 @@ class Holdfast:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def write_config(self, **sections: Any) -> Path:
-        """Write the operator's file."""
+        """Write the operator's file; where it names no profile, the one of `hasty_profiles`."""
         path = self.folder / "holdfast.yaml"
-        path.write_text(yaml.safe_dump({"version": 1, "state_dir": str(self.state), **sections}))
+        device = {"profile": "hasty", "profiles": str(hasty_profiles(self.folder)), **sections.pop("device", {})}
+        path.write_text(yaml.safe_dump({"version": 1, "state_dir": str(self.state), "device": device, **sections}))
         return path
 
     def manifest(self, bundle: Path) -> dict[str, Any]:
