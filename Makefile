@@ -9,8 +9,8 @@ ARGS   ?=
 demo: $(VENV)/.run ## See it work: generated camera, own model, embedded broker
 	$(BIN)/holdfast demo $(ARGS)
 
-test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test: two at a time, since they wait more than they compute
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(VENV)/.dev lint types imports ## Lint, types, import contracts, every test: three at a time, since they wait more than they compute
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 aarch64: | $(VENV)/bin/python ## An arm64 system under emulation, for the tests that run the agent there; needs root, mmdebstrap and qemu-user-static
 	PYTHON=$(BIN)/python packaging/aarch64.sh

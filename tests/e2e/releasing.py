@@ -262,7 +262,7 @@ class Releasing:
         self.digests["1.0"] = _digest(factory)
         shutil.copytree(factory, self.folder / "factory")
         return self.holdfast.write_config(
-            device={"name": DEVICE},
+            device={"name": DEVICE, "profile": "safe-default"},
             mqtt={"host": self.broker.host, "port": self.broker.port, "protocol": protocol},
             models={MODEL: {"bundle": str(self.folder / "factory"), "channel": CHANNEL}},
             cameras={
