@@ -30,7 +30,7 @@ from agent.device.survey.tried import Tried
 from agent.errors import BundleError, HoldfastError
 from agent.pipeline.demands import Asked
 from agent.trial.measuring import Loaded
-from agent.trial.planner import make_plan, stored_plan
+from agent.trial.planner import Planner
 from agent.trial.running import Ask, run_trial
 from agent.update.record import Slot
 
@@ -235,28 +235,25 @@ class Preparer:
         demand = self.demand(wanted.model, stop)
         bundle = self._open(wanted, stop)
         post(BundleOpened(wanted, bundle))
-        stored = None if wanted.is_again else stored_plan(bundle, facts, profile, self._store, demand=demand)
-        if stored:
-            return Prepared(wanted, bundle, stored, was_stored=True)
+        planner = Planner(facts, profile, self._store, self._clock, self._prepared)
+
+        def stored() -> Plan | None:
+            return None if wanted.is_again else planner.stored(bundle, demand)
 
         def serve_meanwhile(plan: Plan) -> None:
             if not (wanted.is_switch or wanted.is_again):
                 post(Prepared(wanted, bundle, plan, was_stored=False))
             self._measuring.yield_()
 
+        if plan := stored():
+            return Prepared(wanted, bundle, plan, was_stored=True)
         with self._measuring:
-            plan = make_plan(
+            plan = stored() or planner.measure(  # another model may have had the same bundle measured meanwhile
                 bundle,
-                facts,
-                profile,
-                self._store,
-                self._clock,
-                demand=demand,
-                prepared=self._prepared,
+                demand,
                 progress=lambda each: post(TrialProgress(wanted.model, each)),
                 interim=serve_meanwhile,
                 stop=stop,
-                again=wanted.is_again,
             )
         if plan is None:
             raise StoppedPreparingError("stopped while measuring")

@@ -258,23 +258,14 @@ def _measure(bundle: Bundle, device: _Device, demand: Demand, *, is_quiet: bool)
 
     from agent.cli.plantable import Growing
     from agent.clock import SystemClock
-    from agent.trial.planner import make_plan
+    from agent.trial.planner import Planner
 
     clock = SystemClock()
     growing = Growing(demand, clock)
     console = Console(stderr=True, quiet=is_quiet)
+    planner = Planner(device.facts, device.profile, device.store, clock, device.paths.prepared)
     with Live(console=console, transient=True, refresh_per_second=4, get_renderable=growing.table):
-        plan = make_plan(
-            bundle,
-            device.facts,
-            device.profile,
-            device.store,
-            clock,
-            demand=demand,
-            prepared=device.paths.prepared,
-            progress=growing.add,
-            again=True,
-        )
+        plan = planner.measure(bundle, demand, progress=growing.add)
     assert plan is not None  # only a stop event, which nobody holds here, gives None
     return plan
 

@@ -1,7 +1,7 @@
 """From facts, a profile and a bundle to a measured plan: the order of the steps.
 
-The rules are elsewhere and pure: `agent.device.planning.candidates`, `halving`, `judging` and `choosing`. A stored plan is taken
-as it is. Otherwise, within the profile's time budget:
+The rules are elsewhere and pure: `agent.device.planning.candidates`, `halving`, `judging` and `choosing`. A stored plan that
+still holds is taken as it is (`Planner.stored`). Otherwise, within the profile's time budget:
 
 1. What runs on the processor is measured, while the device is quiet.
 2. The best of it is handed out as an interim plan where an accelerator follows: compiling may take minutes, and service
@@ -38,79 +38,80 @@ ACCELERATORS_SHARE = 0.5
 """Of the budget, where there are any: the processor's candidates must not use it up."""
 
 
-def make_plan(
-    bundle: Bundle,
-    facts: Facts,
-    profile: Profile,
-    store: PlanStore,
-    clock: Clock,
-    *,
-    demand: Demand | None = None,
-    prepared: Path | None = None,
-    run: RunTrial = run_trial,
-    progress: Progress = lambda _: None,
-    interim: Callable[[Plan], None] = lambda _: None,
-    stop: threading.Event | None = None,
-    again: bool = False,
-) -> Plan | None:
-    """Return the stored plan for this device, bundle and demand, or measure one and store it.
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes and finds the plans of one device."""
 
-    Args:
-        bundle: An opened bundle.
-        facts: What the probe saw.
-        profile: The selected profile.
-        store: Where plans are kept. When it cannot be written, the plan is returned all the same, and logged.
-        clock: For the budget and the plan's date.
-        demand: What the operator wants of this model.
-        prepared: The root of all prepared models (`StatePaths.prepared`); None: nothing is kept, and each trial compiles again.
-        run: Measures one candidate.
-        progress: Called from this thread.
-        interim: Called from this thread with a plan that can be run already, where accelerators are still to be measured.
-        stop: When set, the trial that runs is killed and None is returned, within a second.
-        again: Measure even where a plan is stored.
+    facts: Facts
+    """What the probe saw."""
+    profile: Profile
+    """The selected one."""
+    store: PlanStore
+    """Where plans are kept. When it cannot be written, a plan is returned all the same, and logged."""
+    clock: Clock
+    """For the budget and the plan's date."""
+    prepared: Path | None = None
+    """The root of all prepared models (`StatePaths.prepared`); None: nothing is kept, and each trial compiles again."""
+    run: RunTrial = run_trial
+    """Measures one candidate."""
 
-    Raises:
-        CandidateError: nothing can run this bundle here; the message lists every refusal.
-    """
-    demand = demand or Demand()
-    if not again and (stored := stored_plan(bundle, facts, profile, store, demand)):
-        return stored
-    stop = stop or threading.Event()
-    found, refused = candidates(facts, profile, bundle.manifest, bundle.variants_present(), demand)
-    with tempfile.TemporaryDirectory(prefix="holdfast-trials-") as scratch:
-        measuring = Measuring(
-            bundle_folder=bundle.folder,
-            manifest=bundle.manifest,
-            profile=profile,
-            demand=demand,
-            budget=Budget(clock, profile.tune.budget_s),
-            run=run,
-            progress=progress,
-            stop=stop,
-            prepared=_prepared_folder(prepared, _key(bundle, facts, demand)),
-            scratch=Path(scratch),
-        )
-        plan = _Planning(bundle, facts, demand, clock, measuring, found, refused).plan(interim)
-    if plan is not None:
-        _save(store, plan)
-        if prepared is not None:
-            preparedmodels.keep_best(prepared, plan)
-            preparedmodels.forget(prepared, in_use={plan.key})
-    return plan
+    def stored(self, bundle: Bundle, demand: Demand) -> Plan | None:
+        """Return the plan that was measured here before, if it still holds. Nothing is measured, so nobody is disturbed."""
+        found, _ = candidates(self.facts, self.profile, bundle.manifest, bundle.variants_present(), demand)
+        stored = self.store.load(self._key(bundle, demand))
+        return stored if stored and still_holds(stored, self.profile, found) else None
 
+    def measure(
+        self,
+        bundle: Bundle,
+        demand: Demand,
+        *,
+        progress: Progress = lambda _: None,
+        interim: Callable[[Plan], None] = lambda _: None,
+        stop: threading.Event | None = None,
+    ) -> Plan | None:
+        """Measure what may run a bundle here, choose, and store the plan.
 
-def stored_plan(
-    bundle: Bundle, facts: Facts, profile: Profile, store: PlanStore, demand: Demand | None = None
-) -> Plan | None:
-    """Return the plan that was measured here before, if it still holds. Nothing is measured, so nobody is disturbed."""
-    demand = demand or Demand()
-    found, _ = candidates(facts, profile, bundle.manifest, bundle.variants_present(), demand)
-    stored = store.load(_key(bundle, facts, demand))
-    return stored if stored and still_holds(stored, profile, found) else None
+        Args:
+            bundle: An opened bundle.
+            demand: What the operator wants of this model.
+            progress: Called from this thread.
+            interim: Called from this thread with a plan that can be run already, where accelerators are still to be measured.
+            stop: When set, the trial that runs is killed and None is returned, within a second.
 
+        Raises:
+            CandidateError: nothing can run this bundle here; the message lists every refusal.
+        """
+        found, refused = candidates(self.facts, self.profile, bundle.manifest, bundle.variants_present(), demand)
+        with tempfile.TemporaryDirectory(prefix="holdfast-trials-") as scratch:
+            measuring = Measuring(
+                bundle_folder=bundle.folder,
+                manifest=bundle.manifest,
+                profile=self.profile,
+                demand=demand,
+                budget=Budget(self.clock, self.profile.tune.budget_s),
+                run=self.run,
+                progress=progress,
+                stop=stop or threading.Event(),
+                prepared=_prepared_folder(self.prepared, self._key(bundle, demand)),
+                scratch=Path(scratch),
+            )
+            plan = _Planning(bundle, self.facts, demand, self.clock, measuring, found, refused).plan(interim)
+        if plan is not None:
+            self._keep(plan)
+        return plan
 
-def _key(bundle: Bundle, facts: Facts, demand: Demand) -> str:
-    return plan_key(facts.fingerprint, bundle.digest, facts.runtime_version, demand)
+    def _key(self, bundle: Bundle, demand: Demand) -> str:
+        return plan_key(self.facts.fingerprint, bundle.digest, self.facts.runtime_version, demand)
+
+    def _keep(self, plan: Plan) -> None:
+        try:
+            self.store.save(plan)
+        except OSError as error:
+            log.warning("the plan cannot be stored and is measured again at the next start: %s", error)
+        if self.prepared is not None:
+            preparedmodels.keep_best(self.prepared, plan)
+            preparedmodels.forget(self.prepared, in_use={plan.key})
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +196,3 @@ def _prepared_folder(root: Path | None, key: str) -> Path | None:
     except OSError as error:
         log.warning("what is compiled cannot be kept and is compiled again at each start: %s", error)
         return None
-
-
-def _save(store: PlanStore, plan: Plan) -> None:
-    try:
-        store.save(plan)
-    except OSError as error:
-        log.warning("the plan cannot be stored and is measured again at the next start: %s", error)

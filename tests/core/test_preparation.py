@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import preparation
 from agent.clock import SystemClock
 from agent.device.facts import Cpu, EpDevice, Facts
 from agent.device.planning.planstore import PlanStore
 from agent.preparation import Preparation, Prepared, Preparer, Turns, Wanted
+from agent.trial.planner import Planner
 from simulator.clock import VirtualClock
 
 CPU = Cpu("x", "y", frozenset({"avx2"}), 2, 4)
@@ -83,7 +83,10 @@ def test_second_models_processor_is_measured_while_the_first_ones_accelerator_wa
     preparer._known = (LATE, SimpleNamespace(tune=SimpleNamespace(objective="latency")))
     steps, posted, measuring = [], [], threading.Lock()
 
-    def plan(bundle, *_, interim, **__):
+    def stored(*_):
+        return None
+
+    def plan(self, bundle, *_, interim, **__):
         with measuring:
             steps.append((bundle, "cpu"))
             if bundle == "first":
@@ -93,8 +96,8 @@ def test_second_models_processor_is_measured_while_the_first_ones_accelerator_wa
             steps.append((bundle, "accelerator"))
         return f"plan of {bundle}"
 
-    monkeypatch.setattr(preparation, "stored_plan", lambda *_, **__: None)
-    monkeypatch.setattr(preparation, "make_plan", plan)
+    monkeypatch.setattr(Planner, "stored", stored)
+    monkeypatch.setattr(Planner, "measure", plan)
     monkeypatch.setattr(Preparer, "_open", lambda self, wanted, stop: wanted.bundle)
     threads = [Preparation(Wanted(name, name), preparer, post=posted.append) for name in ("first", "second")]
     threads[0].start()
@@ -114,13 +117,15 @@ def test_no_interim_plan_where_something_runs_already(tmp_path, monkeypatch, how
     preparer._known = (LATE, SimpleNamespace(tune=SimpleNamespace(objective="latency")))
     posted = []
 
-    def plan(*_, interim, again, **__):
-        assert again == (how == "is_again")
+    def stored(*_):
+        assert how != "is_again", "a new measurement was asked for"
+
+    def plan(*_, interim, **__):
         interim("interim")
         return "plan"
 
-    monkeypatch.setattr(preparation, "stored_plan", lambda *_, **__: None)
-    monkeypatch.setattr(preparation, "make_plan", plan)
+    monkeypatch.setattr(Planner, "stored", stored)
+    monkeypatch.setattr(Planner, "measure", plan)
     monkeypatch.setattr(Preparer, "_open", lambda self, wanted, stop: wanted.bundle)
     prepared = preparer.prepare(Wanted("m", "b", **{how: True}), threading.Event(), posted.append)
     assert prepared.plan == "plan"

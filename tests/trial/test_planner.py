@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +22,7 @@ from agent.errors import CandidateError
 from agent.preparation import Preparer, Wanted
 from agent.trial import measuring
 from agent.trial.measuring import Loaded
-from agent.trial.planner import make_plan
+from agent.trial.planner import Planner
 
 NPU, GPU = "OpenVINOExecutionProvider", "CUDAExecutionProvider"
 CPU_DEVICE = EpDevice("CPUExecutionProvider", "cpu")
@@ -120,8 +121,19 @@ def planning(make_tiny_bundle, tiny_classifier, tmp_path, clock):
     bundle = open_bundle(make_tiny_bundle({"fp32": tiny_classifier(), "int8": tiny_classifier(0.9)}))
     (tmp_path / "plans").mkdir()
 
-    def make(bench: Bench, used: Profile | None = None, facts: Facts = FACTS, **options: object):
-        return make_plan(bundle, facts, used or profile(), PlanStore(tmp_path / "plans"), clock, run=bench, **options)
+    def make(
+        bench: Bench,
+        used: Profile | None = None,
+        facts: Facts = FACTS,
+        *,
+        demand: Demand | None = None,
+        prepared: Path | None = None,
+        again: bool = False,
+        **options: object,
+    ):
+        planner = Planner(facts, used or profile(), PlanStore(tmp_path / "plans"), clock, prepared, bench)
+        demand = demand or Demand()
+        return (None if again else planner.stored(bundle, demand)) or planner.measure(bundle, demand, **options)
 
     return make
 
@@ -554,14 +566,10 @@ def test_real_trials_choose_the_variant_that_is_right(make_tiny_bundle, tiny_cla
     }
     bundle = open_bundle(make_tiny_bundle(models))
 
-    plan = make_plan(
-        bundle,
-        FACTS,
-        profile({**CPU_SPEC, "threads": [1]}),
-        PlanStore(tmp_path),
-        SystemClock(),
-        prepared=tmp_path / "prepared",
-    )
+    used = profile({**CPU_SPEC, "threads": [1]})
+    planner = Planner(FACTS, used, PlanStore(tmp_path), SystemClock(), prepared=tmp_path / "prepared")
+
+    plan = planner.measure(bundle, Demand())
 
     assert plan.chosen.variant == "fp32"
     wrong = "agrees with the golden answers by 0.000; at least 0.900 is required"
@@ -577,7 +585,8 @@ def test_bundle_with_a_plan_waits_for_nobody_s_trial(make_tiny_bundle, tiny_clas
     folder = make_tiny_bundle({"fp32": tiny_classifier(), "int8": tiny_classifier(0.9)})
     store = PlanStore(tmp_path / "plans")
     (tmp_path / "plans").mkdir()
-    plan = make_plan(open_bundle(folder), FACTS, profile(), store, clock, run=Bench(clock, apart()))
+    planner = Planner(FACTS, profile(), store, clock, run=Bench(clock, apart()))
+    plan = planner.measure(open_bundle(folder), Demand())
     preparer = Preparer(None, store, clock)
     preparer._known = FACTS, profile()
     with preparer._measuring:
