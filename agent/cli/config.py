@@ -14,16 +14,17 @@ from agent.errors import ConfigurationError
 app = typer.Typer(help="Check the configuration, show what counts, print its schema.", no_args_is_help=True)
 
 File = Annotated[Path | None, typer.Argument(help="The file; the first of the search path where none is given.")]
+AsOption = Annotated[Path | None, typer.Option("--config", "-c", help="The same, as the other commands take it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def check(file: File = None, *, as_json: AsJson = False) -> None:
+def check(file: File = None, *, config: AsOption = None, as_json: AsJson = False) -> None:
     """List everything that is wrong in the file: line, key, and what to do. Exits with 3 when there is any."""
     from agent.config import file as configfile
 
     try:
-        configuration = configfile.read(file)
+        configuration = configfile.read(file or config)
     except ConfigurationError as error:
         if not as_json:
             raise
@@ -41,12 +42,12 @@ def check(file: File = None, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(file: File = None, *, as_json: AsJson = False) -> None:
+def show(file: File = None, *, config: AsOption = None, as_json: AsJson = False) -> None:
     """Show every setting that counts, with where it comes from. Secrets are masked."""
     from agent.config import file as configfile
     from agent.config import view
 
-    values = view.effective(configfile.read(file))
+    values = view.effective(configfile.read(file or config))
     if as_json:
         print_json([value.to_json() for value in values])
     else:

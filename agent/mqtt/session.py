@@ -72,6 +72,7 @@ class Session:
         self._over = threading.Event()
         self._reason = "the connection was lost"
         self._is_aborted = False
+        self._is_leaving = False
         self._properties_by_type: dict[str, Properties] = {}
         self._lock = threading.Lock()
         """Guards the two below. Not held while paho is called: paho calls `_on_publish` with a lock of its own."""
@@ -160,11 +161,13 @@ class Session:
         """Publish a last retained word, wait for at most `timeout_s` until it is out, and disconnect."""
         with contextlib.suppress(ValueError, RuntimeError):  # paho's words for "not connected"
             self._client.publish(topic, payload, 0, retain=True).wait_for_publish(timeout_s)
+        self._is_leaving = True
         self._client.disconnect()
         self._over.wait(timeout_s / 5)  # lets the DISCONNECT out, so that the broker does not fire the will
 
     def disconnect(self) -> None:
         """Say DISCONNECT and close: nobody is to be told that we are gone."""
+        self._is_leaving = True
         self._client.disconnect()
         self._over.wait(1.0)  # lets it out
         self.close()
@@ -238,8 +241,12 @@ class Session:
     ) -> None:
         if self._over.is_set():
             return  # paho reports the broker's DISCONNECT, and then the closed socket
-        who = "the broker ended the connection" if flags.is_disconnect_packet_from_server else "the connection was lost"
-        self._reason = f"{who}: {code}"
+        if self._is_leaving:
+            self._reason = "we left"
+        elif flags.is_disconnect_packet_from_server:
+            self._reason = f"the broker ended the connection: {code}"
+        else:
+            self._reason = f"the connection was lost: {code}"
         self._over.set()
         self._answered.set()
 

@@ -123,7 +123,7 @@ def test_config_check_and_show_never_print_a_secret(good_file):
 def test_config_check_as_json_lists_problems(good_file):
     """For editors and fleet tools."""
     good_file.write_text("mqtt: {hots: x}\n")
-    done = holdfast("config", "check", "--json", cwd=good_file.parent)
+    done = holdfast("config", "check", "--json", "-c", good_file.name, cwd=good_file.parent)
     assert done.returncode == 3
     report = json.loads(done.stdout)
     assert report["ok"] is False

@@ -271,6 +271,18 @@ def test_stopped_link_posts_nothing_more(make_broker: MakeBroker, make_link: Mak
         assert mailbox.queue.empty()
 
 
+def test_a_stop_of_our_own_does_not_look_like_trouble(
+    make_broker: MakeBroker, make_link: MakeLink, mailbox: Mailbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator who reads `the connection was lost` at the end of a log looks for a fault."""
+    with make_broker() as broker:
+        link = make_link(broker.port)
+        mailbox.next(Connected)
+        with caplog.at_level("INFO"):
+            link.stop()
+    assert "disconnected from the broker: we left" in caplog.messages
+
+
 @pytest.fixture
 def scripted_server() -> Iterator[Callable[..., int]]:
     """A server that answers each CONNECT with given bytes, by the protocol level in it (5, or 4 for MQTT 3.1.1)."""
