@@ -50,6 +50,7 @@ from agent.status import LinkStatus, Status
 from agent.trial.measuring import Loaded
 from agent.update.notes import WorkNote
 from agent.updating import Updating
+from agent.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -142,17 +143,17 @@ class Core:
             topics=self._topics,
             link=self._link,
         )
+        self._wishes = Wishes(preparer, clock=clock, random=random, post=self._notes.put)
         self._running = Running(
             settings,
             paths,
             self._pipelines,
-            preparer=preparer,
+            wishes=self._wishes,
             workers=self._workers,
             reporter=self._reporter,
             conditions=self._conditions,
             clock=clock,
             random=random,
-            post=self._notes.put,
         )
         self._updating = self._running.updating = Updating.of(
             settings,
@@ -225,11 +226,11 @@ class Core:
 
     def _finish(self) -> None:
         """Workers first, so that what they still say is recorded; then the outbox; the farewell to the broker last."""
-        self._running.stop()
+        self._wishes.stop()
         if self._updating:
             self._updating.stop()
         self._workers.stop(WORKERS_GRACE_S)
-        self._running.join(PREPARATION_GRACE_S)
+        self._wishes.join(PREPARATION_GRACE_S)
         self._take_last_words()
         self._bid_farewell()
         self._reporter.refresh(self._workers, self._outbox.stats())

@@ -8,12 +8,10 @@ switches; gives jobs to the workers, answers to the updater, and conditions. The
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from typing import cast
 
-from agent.backoff import Backoff
 from agent.clock import Clock, Random
 from agent.device.planning.plan import Candidate, Plan
 from agent.errors import BundleError
@@ -26,30 +24,15 @@ from agent.pipeline.jobs import patience_s, planned_p99_ms
 from agent.pipeline.messages import Job, PipelineJob
 from agent.pipeline.overrides import with_overrides
 from agent.pipeline.workers import Purpose, Workers
-from agent.preparation import (
-    Preparation,
-    PreparationFailed,
-    PreparationNote,
-    Prepared,
-    Preparer,
-    Retrial,
-    TriedAgain,
-    Wanted,
-)
+from agent.preparation import PreparationFailed, PreparationNote, Prepared, TriedAgain, Wanted
 from agent.reporting import Reporter
 from agent.settings import Settings
 from agent.update.record import Slot
 from agent.update.slots import Slots
 from agent.updating import Updating
+from agent.wishes import Wishes
 
 log = logging.getLogger(__name__)
-
-NEXT_ATTEMPT_FIRST_S, NEXT_ATTEMPT_LIMIT_S = 30.0, 600.0
-"""Where nothing can run the operator's own bundle: a driver may come late."""
-LOOK_FIRST_S, LOOK_LIMIT_S = 60.0, 3600.0
-"""Where a plan had to do without the accelerator that was asked for: how often it is looked whether that works now."""
-TOO_OLD = timedelta(days=1)
-"""Such a plan is measured anew, since what crashed in a trial looks the same to a probe before and after it is repaired."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +67,7 @@ class Running:
 
     Args:
         pipelines: By model.
-        post: Takes the preparing threads' notes, which come back through `deal_with`.
+        wishes: Their threads' notes come back through `deal_with`.
     """
 
     def __init__(
@@ -93,34 +76,26 @@ class Running:
         paths: StatePaths,
         pipelines: Mapping[str, tuple[PipelineJob, ...]],
         *,
-        preparer: Preparer,
+        wishes: Wishes,
         workers: Workers,
         reporter: Reporter,
         conditions: Conditions,
         clock: Clock,
         random: Random,
-        post: Callable[[PreparationNote], None],
     ) -> None:
         self._settings = settings
         self._paths = paths
         self._pipelines = pipelines
-        self._preparer = preparer
+        self._wishes = wishes
         self._workers = workers
         self._reporter = reporter
         self._conditions = conditions
         self._clock = clock
         self._random = random
-        self._post = post
         self.updating: Updating | None = None
-        self._preparations: list[Preparation] = []
-        self._backoff = Backoff(random, NEXT_ATTEMPT_FIRST_S, NEXT_ATTEMPT_LIMIT_S)
-        self._prepare_again: dict[str, tuple[float, Wanted]] = {}
-        self._wishes: dict[str, Wanted] = {}
-        """Each model's newest. What comes of an older one answers no question any more."""
         self._runs: dict[str, Run] = {}
         self._asked: dict[str, _Asked] = {}
         self._drifts: dict[str, Drift] = {}
-        self._looks: dict[str, Backoff] = {}
 
     # -- order of life -----------------------------------------------------------------------------------------------
 
@@ -128,25 +103,20 @@ class Running:
         """Prepare what each model should run."""
         for model in self._pipelines:
             if (wanted := self.wanted_at_start(model)) is not None:
-                self.prepare(wanted)
+                self._wishes.prepare(wanted)
 
     def tick(self, now_s: float) -> float | None:
         """Do what is due; return the monotonic time of the next call, or None where nothing is coming up."""
-        due = [wanted for at_s, wanted in self._prepare_again.values() if now_s >= at_s]
-        if due:
-            self._preparer.look_again()
-        for wanted in due:
-            del self._prepare_again[wanted.model]
+        for wanted in self._wishes.due(now_s):
             run = self._runs.get(wanted.model)
             if run is None or self._is_calm(wanted.model, run):
-                self.prepare(wanted)
+                self._wishes.prepare(wanted)
             else:
-                self._look_later(wanted.model, run)
+                self._wishes.look_later(run.prepared)
         for model, run in list(self._runs.items()):
             self._act(model, run, run.degrading.tick(now_s))
-        times = [at_s for at_s, _ in self._prepare_again.values()]
-        times += [run.degrading.retry_at_s for run in self._runs.values() if run.degrading.retry_at_s is not None]
-        return min(times, default=None)
+        times = [self._wishes.next_at_s, *(run.degrading.retry_at_s for run in self._runs.values())]
+        return min((at_s for at_s in times if at_s is not None), default=None)
 
     def look(self) -> None:
         """Compare each model's speed with its plan's; about once a second."""
@@ -158,16 +128,6 @@ class Running:
             infer = [pipeline["stages"]["infer"] for pipeline in worker.beat["pipelines"].values()]
             p99_ms = max((times["p99_ms"] for times in infer if times["count"]), default=None)
             self._act(worker.model, run, drift.observe(p99_ms, sum(times["count"] for times in infer), now_s))
-
-    def stop(self) -> None:
-        """End the probes and trials under way. Does not wait: see `join`."""
-        for preparation in self._preparations:
-            preparation.stop()
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for each of their threads, for at most `timeout_s`."""
-        for preparation in self._preparations:
-            preparation.join(timeout_s)
 
     @property
     def are_settled(self) -> bool:
@@ -193,42 +153,31 @@ class Running:
             return None
         return Wanted(model, bundle)
 
-    def prepare(self, wanted: Wanted) -> None:
-        """From now on this is what the model should run."""
-        self._wishes[wanted.model] = wanted
-        self._begin(Preparation(wanted, self._preparer, post=self._post))
-
-    def _begin(self, preparation: Preparation) -> None:
-        self._preparations = [each for each in self._preparations if each.is_running] + [preparation]
-        preparation.start()
-
     def switch(self, model: str, slot: Slot | None) -> None:
         """The updater wants another bundle to run: verify it again, and let the worker swap between two samples.
 
         Only the newest switch of a model is answered: by `_cannot_run`, by `swap_ended`, or here.
         """
         assert self.updating is not None, "nobody else switches"
-        self._prepare_again.pop(model, None)
+        self._wishes.cancel(model)
         wanted = self.updating.wanted(model, slot) if slot else self._factory(model)
         if wanted is None:
-            for known in (self._wishes, self._runs, self._asked, self._drifts, self._looks):
+            self._wishes.forget(model)
+            for known in (self._runs, self._asked, self._drifts):
                 cast("dict[str, object]", known).pop(model, None)
             self._workers.end(model)
             self.updating.switched(model)
         else:
-            self.prepare(replace(wanted, is_switch=True))
-
-    def _is_newest(self, wanted: Wanted) -> bool:
-        return self._wishes.get(wanted.model) is wanted
+            self._wishes.prepare(replace(wanted, is_switch=True))
 
     # -- what the preparing threads say --------------------------------------------------------------------------------
 
     def deal_with(self, note: PreparationNote) -> None:
         """Take a note that is about what a model may run; one about an older wish does not matter."""
         match note:
-            case Prepared() if self._is_newest(note.wanted):
+            case Prepared() if self._wishes.is_newest(note.wanted):
                 self._take_prepared(note)
-            case PreparationFailed(wanted, error) if self._is_newest(wanted):
+            case PreparationFailed(wanted, error) if self._wishes.is_newest(wanted):
                 self._cannot_run(wanted, str(error))
             case TriedAgain(model, candidate, refusal) if (run := self._runs.get(model)) is not None:
                 if candidate == run.degrading.first:
@@ -238,14 +187,13 @@ class Running:
         run = self._runs.get(wanted.model)
         if run is not None and not (wanted.is_switch or run.plan.is_interim):  # it was looked whether there is better
             log.warning("model %s was not measured again, and runs on: %s", wanted.model, reason)
-            self._wishes[wanted.model] = run.prepared.wanted
-            self._look_later(wanted.model, run)
+            self._wishes.restore(run.prepared.wanted)
+            self._wishes.look_later(run.prepared)
             return
         log.error("model %s cannot run %s: %s", wanted.model, wanted.bundle, reason)
         self._conditions.set(f"model-unusable/{wanted.model}", "error", reason)
         if wanted.slot is None:  # the last resort: there is nothing else to go back to
-            at_s = self._clock.monotonic() + self._backoff.next_delay_s()
-            self._prepare_again[wanted.model] = at_s, wanted
+            self._wishes.attempt_later(wanted)
         if self.updating and (wanted.slot or wanted.is_switch):
             self.updating.switch_failed(wanted.model, reason)
 
@@ -291,7 +239,7 @@ class Running:
     def _make_job(
         self, prepared: Prepared, candidate: Candidate, left: tuple[Candidate, ...], pipelines: tuple[PipelineJob, ...]
     ) -> Job:
-        compiled = self._preparer.prepared_for(prepared.plan)
+        compiled = self._wishes.prepared_for(prepared.plan)
         return Job(
             prepared.wanted.model,
             str(prepared.bundle.folder),
@@ -336,19 +284,7 @@ class Running:
             variant=variant,
         )
         self._report(model, run)
-        self._look_later(model, run)
-
-    def _look_later(self, model: str, run: Run) -> None:
-        """See to it that an accelerator which could not be used is found when it can: a driver that was repaired, a stick."""
-        plan = run.plan
-        self._prepare_again.pop(model, None)
-        if plan.fallback is None or plan.is_interim:
-            self._looks.pop(model, None)
-            return
-        looks = self._looks.setdefault(model, Backoff(self._random, LOOK_FIRST_S, LOOK_LIMIT_S))
-        is_again = self._clock.now() - datetime.fromisoformat(plan.made_at) > TOO_OLD
-        wanted = replace(run.prepared.wanted, is_switch=False, is_again=is_again)
-        self._prepare_again[model] = self._clock.monotonic() + looks.next_delay_s(), wanted
+        self._wishes.look_later(run.prepared)
 
     # -- what the workers say --------------------------------------------------------------------------------------------
 
@@ -376,7 +312,7 @@ class Running:
         assert self.updating is not None, "nobody else switches"
         if error is None:
             self._install(model, asked.run)
-        if not self._is_newest(asked.run.prepared.wanted):
+        if not self._wishes.is_newest(asked.run.prepared.wanted):
             return
         if error is None:
             self.updating.switched(model)
@@ -409,9 +345,9 @@ class Running:
                     self._use(model, run, action)
                 case Try(candidate):
                     log.info("model %s: %s is tried again", model, candidate.label)
-                    self._begin(Retrial(run.prepared, candidate, self._preparer, post=self._post))
+                    self._wishes.try_again(run.prepared, candidate)
                 case Remeasure():
-                    self.prepare(replace(run.prepared.wanted, is_switch=False, is_again=True))
+                    self._wishes.prepare(replace(run.prepared.wanted, is_switch=False, is_again=True))
                 case _:
                     pass  # WakeAt: `tick` looks at the machine itself
 
@@ -468,5 +404,5 @@ class Running:
 
     def _is_calm(self, model: str, run: Run) -> bool:
         """Whether nothing is on its way in, and the choice of a final plan runs: else its speed proves nothing."""
-        is_newest = self._is_newest(run.prepared.wanted)
+        is_newest = self._wishes.is_newest(run.prepared.wanted)
         return is_newest and not (model in self._asked or run.plan.is_interim or run.degrading.is_degraded)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import app, running
+from agent import app, wishes
 from agent.clock import SystemRandom
 from agent.device.planning.plan import Candidate, Measurement, Outcome, Plan
 from agent.errors import CandidateError
@@ -87,7 +87,7 @@ class Bench:
 
     @property
     def begun(self):
-        return self.it._preparations[-1]
+        return self.core._wishes._under_way[-1]
 
     def last(self):
         purpose, job = self.workers.asked[-1]
@@ -103,8 +103,8 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "Preparation", Begun)
-    monkeypatch.setattr(running, "Retrial", Begun)
+    monkeypatch.setattr(wishes, "Preparation", Begun)
+    monkeypatch.setattr(wishes, "Retrial", Begun)
     made = []
 
     def make(**cameras):
@@ -290,7 +290,7 @@ def test_accelerator_that_comes_back_during_a_release_s_switch_lets_the_release_
     it.it.tick(it.clock.monotonic())
     answers = []
     it.it.updating = SimpleNamespace(switched=answers.append)
-    it.it.prepare(replace(it.it._runs["m"].prepared.wanted, bundle="newer", is_switch=True))
+    it.core._wishes.prepare(replace(it.it._runs["m"].prepared.wanted, bundle="newer", is_switch=True))
     it.run(CPU)
     release = it.workers.asked[-1]
     assert release[0] == "release"
@@ -358,10 +358,10 @@ class History:
 
     def switch(self, bundle):
         wanted = self.it.it._runs["m"].prepared.wanted
-        self.it.it.prepare(replace(wanted, bundle=bundle, is_switch=True, is_again=False))
+        self.it.core._wishes.prepare(replace(wanted, bundle=bundle, is_switch=True, is_again=False))
 
     def look_at_threads(self):
-        new = [each for each in self.it.it._preparations if id(each) not in self.known]
+        new = [each for each in self.it.core._wishes._under_way if id(each) not in self.known]
         self.known |= {id(each) for each in new}
         self.waiting += new
 

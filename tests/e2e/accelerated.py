@@ -261,7 +261,7 @@ class Board:
 
 SWIFT, SPARE = ep("Swift"), ep("Spare")
 HURRY = {
-    "agent.running:LOOK_FIRST_S": 1.0,
+    "agent.wishes:LOOK_FIRST_S": 1.0,
     "agent.pipeline.degrading:RETRY_FIRST_S": 2.0,
     "agent.pipeline.jobs:PATIENCE_LEAST_S": 1.5,
     "agent.pipeline.drift:SUSTAINED_S": 1.0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -27,10 +27,6 @@ from tests.e2e.accelerated import (
     severity,
     text,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 # -- planning: sixteen devices at once, each with its own trouble ----------------------------------------------------------
 

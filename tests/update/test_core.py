@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import app, running
+from agent import app, wishes
 from agent.clock import SystemClock, SystemRandom
 from agent.device.planning.plan import Candidate, Plan
 from agent.errors import BundleError
@@ -71,7 +71,7 @@ class Updating:
 
 @pytest.fixture
 def core(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(running, "Preparation", Preparation)
+    monkeypatch.setattr(wishes, "Preparation", Preparation)
     core = app.Core(Settings.model_validate(SETTINGS), open_state(tmp_path), SystemClock(), SystemRandom())
     core._running._workers = core._workers = Workers()
     core._running.updating = core._updating = Updating()
@@ -80,7 +80,7 @@ def core(tmp_path: Path, monkeypatch):
 
 
 def newest(core) -> Wanted:
-    return core._running._preparations[-1].wanted
+    return core._wishes._under_way[-1].wanted
 
 
 def prepared(wanted: Wanted) -> Prepared:
@@ -116,7 +116,7 @@ def test_late_success_of_a_switch_given_up_is_not_taken_for_the_way_back(core):
 
 def test_failure_of_what_was_to_run_at_the_start_is_not_the_new_release_s(core):
     """A damaged old bundle, found while the good new one was on its way in, would deny the good one."""
-    core._running.prepare(Wanted("m", "/store/old", OLD))
+    core._wishes.prepare(Wanted("m", "/store/old", OLD))
     at_start = newest(core)
     core._running.switch("m", NEW)
     core._deal_with(PreparationFailed(at_start, BundleError("damaged")))
@@ -126,11 +126,11 @@ def test_failure_of_what_was_to_run_at_the_start_is_not_the_new_release_s(core):
 
 def test_factory_bundle_that_failed_once_does_not_push_a_release_aside(core):
     """Its next attempt would start a second worker, on the same camera."""
-    core._running.prepare(Wanted("m", "parcels"))
+    core._wishes.prepare(Wanted("m", "parcels"))
     factory = newest(core)
     core._running.switch("m", NEW)
     core._deal_with(PreparationFailed(factory, BundleError("broken")))
-    assert core._running._prepare_again == {}
+    assert core._wishes._later == {}
 
 
 def test_way_back_to_the_factory_bundle_is_tried_again(core):
@@ -138,7 +138,7 @@ def test_way_back_to_the_factory_bundle_is_tried_again(core):
     core._running.switch("m", None)
     core._deal_with(PreparationFailed(newest(core), BundleError("the disk was slow")))
     assert core._updating.answers == [str(BundleError("the disk was slow"))]
-    assert core._running._prepare_again["m"][1].is_switch
+    assert core._wishes._later["m"][1].is_switch
 
 
 def test_signed_settings_that_fit_no_pipeline_fail_the_switch_and_not_core(core):
