@@ -62,6 +62,8 @@ class Session:
         """The largest packet that the broker takes and gives (MQTT 5 section 3.2.2.3.6), once connected; None: unknown."""
         self.denied: str | None = None
         """Why the broker denied a subscription."""
+        self.is_subscribed = False
+        """The broker has taken a subscription."""
         self._settings = settings
         self._post = post
         self._port = settings.port or (8883 if settings.tls else 1883)
@@ -270,6 +272,8 @@ class Session:
             if code.is_failure:
                 self.denied = str(code)
                 log.error("the broker denies a subscription: %s; allow it in the broker's ACL", code)
+            else:
+                self.is_subscribed = True
 
 
 def tls_context(settings: MqttSettings) -> ssl.SSLContext:

@@ -139,7 +139,7 @@ class Server:
     @property
     def is_connected(self) -> bool:
         """Whether devices can reach it at this moment."""
-        return self._session is not None
+        return self._session is not None and self._session.is_subscribed
 
     # -- the session's thread: only hands over ---------------------------------------------------------------------
 

@@ -130,5 +130,5 @@ def test_partition_is_a_black_hole_for_old_and_new_connections(line: FaultyLink)
 def test_server_that_is_gone_resets_the_client() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with FaultyLink("127.0.0.1", port) as line, connect(line) as sock, pytest.raises(ConnectionResetError):
+    with FaultyLink("127.0.0.1", port) as line, pytest.raises(ConnectionResetError), connect(line) as sock:
         sock.recv(1)
