@@ -126,7 +126,8 @@ class Parts:
         return self._build(source, f"{name}-variants", labels=labels, normalise="imagenet", **self._samples)
 
     def _build(self, model: Path, name: str, **options: object) -> Bundle:
-        from bundles.build import Options, build
+        from bundles.build import build
+        from bundles.options import Options
 
         self.say(f"building {name}")
         output = self.folder / name

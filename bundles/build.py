@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.bundle.manifest import (
     Accuracy,
     Blob,
     GoldenSample,
     Manifest,
-    ModelType,
     RefusedVariant,
     TensorSpec,
     Variant,
     VariantName,
 )
 from agent.clock import Clock, SystemClock
-from agent.errors import BundleError, CandidateError, OperatorError
+from agent.errors import BundleError, CandidateError
 from agent.inference import golden
 from agent.inference.model import Model
 from agent.inference.session import Session
@@ -36,7 +35,8 @@ from bundles import evaluate, making, quantize, recognise
 from bundles.judging import Attempt, Judge
 from bundles.modelfile import ModelFile, location_of, read_model, tensors
 from bundles.onnxlibrary import dimensions
-from bundles.recipe import FILE_NAME, Bounds, ImageInputRecipe, Normalise, Recipe, RecipeFolder, Target, open_recipe
+from bundles.options import Options, open_source
+from bundles.recipe import FILE_NAME, Bounds, ImageInputRecipe, RecipeFolder
 from bundles.repair import Repaired, repair
 from bundles.samples import SampleFile, list_golden, list_samples, synthetic
 from bundles.search import Try, search
@@ -57,24 +57,6 @@ _PARITY_SAMPLES = 4
 
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says over the recipe, or in place of one. None: not said."""
-
-    name: str | None = None
-    version: str | None = None
-    license: str | None = None
-    model_type: ModelType | None = None
-    labels: tuple[str, ...] | None = None
-    normalise: Normalise | None = None
-    calibration: Path | None = None
-    golden: Path | None = None
-    dimensions: dict[str, int | Bounds] = field(default_factory=dict)
-    max_drop: float | None = None
-    variants: tuple[VariantName, ...] | None = None
-    targets: tuple[Target, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +113,8 @@ def build(
         BundleError: the model or its samples are refused.
         OperatorError: the `build` extra is missing, or the output cannot be written.
     """
-    options = options or Options()
     say = progress or (lambda _step: None)
-    recipe = _open(source, options)
+    recipe = open_source(source, options or Options())
     target = output or _default_output(source)
     say("reading and repairing the model")
     shipped = read_model(recipe.model)
@@ -400,55 +381,10 @@ class _Build:
         return ()
 
 
-def _open(source: Path, options: Options) -> RecipeFolder:
-    """Read the recipe, or make one for a bare model, and lay the command line's words over it."""
-    if source.name == FILE_NAME:
-        folder = open_recipe(source.parent)
-    elif source.is_dir():
-        folder = open_recipe(source)
-    else:
-        name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in source.stem.lower())
-        folder = RecipeFolder(
-            Recipe(name=name.lstrip("._-")[:64] or "model", model=source.name), source, (), None, None
-        )
-    said: dict[str, Any] = {
-        key: value for key in ("name", "version", "license") if (value := getattr(options, key)) is not None
-    }
-    if options.variants is not None or options.targets is not None:
-        said |= {"variants": options.variants or (), "targets": options.targets or ()}
-    recipe = folder.recipe
-    if options.model_type:
-        said["decoder"] = recipe.decoder.model_copy(update={"model_type": options.model_type})
-    if options.normalise and isinstance(recipe.input, ImageInputRecipe):
-        said["input"] = recipe.input.model_copy(update={"normalise": options.normalise})
-    if options.max_drop is not None:
-        said["gates"] = recipe.gates.model_copy(update={"max_drop": options.max_drop})
-    said["dimensions"] = {**recipe.dimensions, **options.dimensions}
-    return replace(
-        folder,
-        recipe=_checked(recipe.model_copy(update=said), source),
-        labels=folder.labels if options.labels is None else options.labels,
-        calibration=options.calibration or folder.calibration,
-        golden=options.golden or folder.golden,
-    )
-
-
 def _default_output(source: Path) -> Path:
     if source.name == FILE_NAME:
         return source.parent / "built"
     return source / "built" if source.is_dir() else source.with_suffix(".bundle")
-
-
-def _checked(recipe: Recipe, source: Path) -> Recipe:
-    """`model_copy` checks nothing; a name from the command line must obey the same rules as one in the file."""
-    from pydantic import ValidationError
-
-    try:
-        return Recipe.model_validate(recipe.model_dump(by_alias=True))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option = "--" + next(str(part) for part in reversed(first["loc"]) if isinstance(part, str)).replace("_", "-")
-        raise OperatorError(f"{option}: {first['msg']}", where=str(source), hint="correct the option") from error
 
 
 def _bounds(recipe: RecipeFolder) -> dict[str, Bounds]:

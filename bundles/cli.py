@@ -69,7 +69,8 @@ def build_command(
     as_json: JsonOption = False,
 ) -> None:
     """Repair a model, make and judge its quantized variants, and write a bundle."""
-    from bundles.build import Options, build
+    from bundles.build import build
+    from bundles.options import Options
 
     options = Options(
         name=name,

@@ -280,7 +280,8 @@ def bundle_of(model: Path | None, video: Path | None, scratch: Path) -> str:
         return "parcels"
     if model.is_dir():
         return str(model)
-    from bundles.build import Options, build
+    from bundles.build import build
+    from bundles.options import Options
 
     options = Options()
     if video is not None:

@@ -25,7 +25,8 @@ from agent.inference import golden
 from agent.inference.answers import Classes, Detections
 from agent.inference.model import open_model
 from bundles import build as building
-from bundles.build import BuildReport, Options, build
+from bundles.build import BuildReport, build
+from bundles.options import Options
 from bundles.samples import SampleFile
 
 
@@ -153,7 +154,7 @@ def test_same_sources_same_digest_in_another_process(labelled: Path, pictures: P
     """A bundle can be built again and compared; hash seeds and times must not matter."""
     report = build(labelled, tmp_path / "first", with_samples(pictures, max_drop=1))
     script = (
-        "import sys; from pathlib import Path; from bundles.build import Options, build\n"
+        "import sys; from pathlib import Path; from bundles.build import build; from bundles.options import Options\n"
         "pictures = Path(sys.argv[2]); o = Options(normalise='unit', labels=('a','b','c','d'), calibration=pictures, "
         "golden=pictures, max_drop=1)\nprint(build(Path(sys.argv[1]), Path(sys.argv[3]), o).digest)"
     )

