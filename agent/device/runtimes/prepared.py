@@ -2,7 +2,7 @@
 
 Three kinds (`providers.Keeps`): ONNX Runtime's optimized graph, loaded with optimization off; a model of EPContext nodes;
 and the folder in which a provider keeps its own cache. All are made the same way: a draft session writes into a
-temporary sibling, an index with every file's size and SHA-256 comes last, and a rename makes it the folder, so builders that
+temporary sibling, an index with every file's size and checksum comes last, and a rename makes it the folder, so builders that
 meet do not harm each other and a power cut leaves nothing half. The session that serves is then loaded from the folder.
 
 A cache, never an error: what is damaged is deleted and made again; what does not load is made again, and where that does not
@@ -13,16 +13,16 @@ is taken from outside this device.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 INDEX = "index.json"
 MODEL = "model.onnx"
 WEIGHTS = "weights.bin"
+BLOCK_BYTES = 1 << 18
 LARGE_WEIGHT_BYTES = 1 << 20
 """Larger weights go beside the optimized graph, where they are mapped and not parsed; a file of protobuf ends at 2 GiB."""
 
@@ -66,8 +67,8 @@ class Index:
 
     made_of: str
     """The model and the candidate: a folder that was put in another's place would answer with that one's weights."""
-    files: dict[str, tuple[int, str]]
-    """Size and SHA-256 by the path within the folder."""
+    files: dict[str, tuple[int, int]]
+    """Size and CRC-32 by the path within the folder: against rot. Whoever could forge a file here could forge the index."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     metadata: dict[str, str]
@@ -364,7 +365,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
-def _sealed_files(folder: Path) -> dict[str, tuple[int, str]]:
+def _sealed_files(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.relative_to(folder).as_posix(): _sealed(path) for path in _files(folder)}
 
 
@@ -372,16 +373,24 @@ def _prefix(folder: Path) -> str:
     return f".{folder.name}."
 
 
-def _sealed(path: Path) -> tuple[int, str]:
-    """Write a file through to the disk; return its size and SHA-256."""
+def _sealed(path: Path) -> tuple[int, int]:
+    """Write a file through to the disk; return its size and CRC-32."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
+        checksum = _checksum(file)
+        return file.tell(), checksum
 
 
-def _is(path: Path, size: int, digest: str) -> bool:
+def _is(path: Path, size: int, checksum: int) -> bool:
     if not stat.S_ISREG(path.lstat().st_mode):  # a link leads out of the folder, and a pipe would be waited for
         return False
     with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_size == size and hashlib.file_digest(file, "sha256").hexdigest() == digest
+        return os.fstat(file.fileno()).st_size == size and _checksum(file) == checksum
+
+
+def _checksum(file: BinaryIO) -> int:
+    """Return the CRC-32 of the rest of a file: a SHA-256 of a model takes as long as loading it."""
+    checksum = 0
+    while block := file.read(BLOCK_BYTES):
+        checksum = zlib.crc32(block, checksum)
+    return checksum
