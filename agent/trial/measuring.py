@@ -1,8 +1,8 @@
 """The trials of one plan: who is measured when, and for how long. The rules of each round are in `agent.device.planning.halving`.
 
-`Measuring` runs one trial at a time, so that none disturbs another, and remembers what came of each candidate. What a candidate
-takes to compile, the first time, is not counted against the budget: it is paid once and kept
-(`agent.device.planning.preparedmodels`).
+`Measuring` runs one trial at a time, so that none disturbs another, and remembers what came of each candidate. What an
+accelerator takes to compile, the first time, is not counted against the budget: it may be minutes, is paid once and kept
+(`agent.device.planning.preparedmodels`). Providers that run on the processor load in a second or two, which counts.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Measuring:
         return self._run(candidate, ask)
 
     def _run(self, candidate: Candidate, ask: Ask) -> Outcome:
-        """Run one trial; the time until its model was compiled, the first time, is given back to the budget."""
+        """Run one trial; the time that an accelerator's compiler took, the first time, is given back to the budget."""
         clock = self.budget.clock
         began_s = clock.monotonic()
         loaded_s: list[float] = []
@@ -229,7 +229,7 @@ class Measuring:
 
         self.progress(candidate)
         outcome = self._in_child(candidate, ask, loaded)
-        if not candidate.is_plain_cpu and candidate not in self.trials:
+        if candidate.device_type != "cpu" and candidate not in self.trials:
             self.budget.ends_s += (loaded_s[0] if loaded_s else clock.monotonic()) - began_s
         return outcome
 
