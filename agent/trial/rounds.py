@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from agent.clock import Clock
+from agent.device.planning.objective import p99_range_ms
 from agent.device.planning.plan import Candidate, Measurement, Outcome
 
 FEWEST_ROUNDS = 3
@@ -100,6 +101,7 @@ def median_of(measured: Sequence[Measurement]) -> Measurement:
         runs_per_s=_median_of_known(each.runs_per_s for each in measured),
         energy_mj_per_run=_median_of_known(each.energy_mj_per_run for each in measured),
         celsius=_median_of_known(each.celsius for each in measured),
+        p99_range_ms=p99_range_ms(measured),
         compile_ms=max((each.compile_ms for each in measured if each.compile_ms is not None), default=None),
     )
 

@@ -22,7 +22,7 @@ from agent.bundle.manifest import Manifest
 from agent.device.facts import Facts
 from agent.device.planning.candidates import is_requested
 from agent.device.planning.judging import judge, slower_than_cpu
-from agent.device.planning.objective import Yardstick, by_median
+from agent.device.planning.objective import FEWEST_FOR_P99, Yardstick, by_median
 from agent.device.planning.plan import FAULTS, SPINNING, Candidate, Demand, Measurement, Outcome, Plan, labels
 from agent.device.profiles.profile import Profile
 from agent.errors import CandidateError
@@ -202,7 +202,8 @@ def _reason(chosen: Candidate, passed: Sequence[Outcome], demand: Demand, names:
     asked = f"`run_on: {demand.run_on}` was asked for; there, " if demand.run_on != "auto" else ""
     return (
         f"{asked if is_requested(chosen, demand) else ''}{_comparison(ranked, stayed, yardstick, names)}"
-        f"{_power_note(yardstick)}{_spinning_note(chosen, ranked, yardstick)}{_variant_note(ranked)}"
+        f"{_p99_note(yardstick, of_stayed)}{_power_note(yardstick)}{_spinning_note(chosen, ranked, yardstick)}"
+        f"{_variant_note(ranked)}"
     )
 
 
@@ -226,6 +227,13 @@ def _comparison(
         f"{of_fastest.cpu_ms_per_run:.2f}, at an equal {yardstick.name} "
         f"({amount} and {yardstick.amount(of_fastest)})."
     )
+
+
+def _p99_note(yardstick: Yardstick, compared: Sequence[Measurement]) -> str:
+    had_runs = all(each.runs >= FEWEST_FOR_P99 for each in compared)
+    if yardstick.objective != "latency" or yardstick.has_p99 or not had_runs:
+        return ""
+    return " Their p99 overlap from trial to trial."
 
 
 def _power_note(yardstick: Yardstick) -> str:

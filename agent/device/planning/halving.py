@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agent.device.planning.objective import Yardstick, by_median
+from agent.device.planning.objective import Yardstick, by_median, p99_range_ms
 from agent.device.planning.plan import Candidate, Demand, Outcome
 
 FIRST_RUNS = 20
@@ -65,6 +65,7 @@ def typical(trials: Sequence[Outcome], demand: Demand) -> Outcome:
             middle,
             golden_agreement=_worst([each.golden_agreement for each in measured]),
             cpu_agreement=_worst([each.cpu_agreement for each in measured]),
+            p99_range_ms=p99_range_ms(longest),
             compile_ms=next((each.compile_ms for each in measured if each.compile_ms is not None), None),
         ),
     )

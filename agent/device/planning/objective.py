@@ -1,6 +1,7 @@
 """What is compared under an objective, pure: one figure a candidate, of which less is better, and when two are equal.
 
-latency: p99, and in the early rounds of successive halving the median, since p99 of few runs is their maximum.
+latency: p99, but the median in the early rounds of successive halving, since p99 of few runs is their maximum, and where
+p99 varies so much from trial to trial that chance would decide.
 throughput: time for a run with `Demand.streams` at a time. power: energy a run where it could be measured for all that
 are compared, else their CPU time.
 """
@@ -27,7 +28,7 @@ class Yardstick:
 
     objective: Objective
     has_p99: bool
-    """All of them had enough runs for one."""
+    """All of them had enough runs for one, and it tells the best apart."""
     has_energy: bool
     """All of them have one."""
 
@@ -36,7 +37,7 @@ class Yardstick:
         """Return the yardstick for these measurements."""
         return cls(
             demand.objective,
-            has_p99=all(each.runs >= FEWEST_FOR_P99 for each in measured),
+            has_p99=all(each.runs >= FEWEST_FOR_P99 for each in measured) and _p99_tells(measured),
             has_energy=all(each.energy_mj_per_run is not None for each in measured),
         )
 
@@ -74,6 +75,23 @@ class Yardstick:
             return f"{runs_per_s(measured):.1f} runs/s"
         unit = {"energy": "mJ a run", "CPU time": "ms a run"}.get(self.name, "ms")
         return f"{self.figure(measured):.2f} {unit}"
+
+
+def p99_range_ms(trials: Sequence[Measurement]) -> tuple[float, float] | None:
+    """Return the lowest and the highest p99; None for a single trial."""
+    times_ms = [each.p99_ms for each in trials]
+    return (min(times_ms), max(times_ms)) if len(times_ms) > 1 else None
+
+
+def _p99_tells(measured: Sequence[Measurement]) -> bool:
+    """Return whether p99 decides: for the one with the best median too, or apart from it in every trial."""
+    if not measured:
+        return True
+    best = min(measured, key=lambda each: (each.p99_ms, each.p50_ms))
+    by_median = min(measured, key=lambda each: (each.p50_ms, each.p99_ms))
+    highest_ms = best.p99_range_ms[1] if best.p99_range_ms else best.p99_ms
+    lowest_ms = by_median.p99_range_ms[0] if by_median.p99_range_ms else by_median.p99_ms
+    return best.p50_ms <= by_median.p50_ms or lowest_ms > highest_ms
 
 
 def by_median(passed: Sequence[Outcome], demand: Demand) -> list[tuple[Candidate, float]]:

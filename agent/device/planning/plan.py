@@ -137,6 +137,8 @@ class Measurement:
     """Of the processor package (RAPL), in millijoules, less what it takes idle; None where nothing measures it."""
     celsius: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The hottest thermal zone at the end of the trial."""
+    p99_range_ms: tuple[Amount, Amount] | None = None
+    """The lowest and the highest p99 of several trials of one length; None for a single one."""
     compile_ms: Amount | None = None
     """How long the first load took, where later ones read a prepared model; `load_ms` is then of a later one."""
 

@@ -88,6 +88,26 @@ def test_lowest_p99_wins():
     assert made.reason == "CPU fp32 ×2 has the lowest p99, 2.00 ms; next is CPU fp32 ×1 with 3.00 ms."
 
 
+@pytest.mark.parametrize(
+    ("ranges", "variant", "said"),
+    [
+        pytest.param(((3.0, 9.0), (4.0, 12.0)), "int8", "lowest median, 2.00 ms", id="a disturbed device"),
+        pytest.param(((4.0, 4.4), (40.0, 60.0)), "fp32", "lowest p99, 4.20 ms", id="a long tail"),
+    ],
+)
+def test_median_decides_where_p99_is_chance(ranges, variant, said):
+    """Another process took the core for some milliseconds, now in this trial and now in that one."""
+    p99_ms = [4.2, 5.0] if variant == "int8" else [4.2, 50.0]
+    made = plan(
+        passed(candidate("fp32"), 2.5, p99_ms=p99_ms[0], p99_range_ms=ranges[0]),
+        passed(candidate("int8"), 2.0, p99_ms=p99_ms[1], p99_range_ms=ranges[1]),
+    )
+
+    assert made.chosen.variant == variant
+    assert said in made.reason
+    assert ("overlap from trial to trial" in made.reason) == (variant == "int8")
+
+
 def test_within_five_percent_the_least_cpu_wins():
     """With spinning off, two threads often tie with one and cost more."""
     made = plan(
