@@ -42,14 +42,15 @@ def lines(parts: Parts) -> Iterator[Line]:
     for number, (what, happen) in enumerate(HAPPENINGS.items()):
         parts.say(f"an accelerator: {what}, {rounds} times")
         found = [_round(parts.folder / f"removal-{number}-{each}", happen) for each in range(rounds)]
-        lost = sum(missing for _, missing, _ in found)
-        note = f"{sum(count for _, _, count in found)} events, {lost} lost"
         yield Figure(
             f"accelerator {what}", "s", [took_s for took_s, _, _ in found], Goal("value", "≤", 5, "s"), (), "",
-            f"until the next candidate's first event, median of {rounds}; {note}",
+            f"until the next candidate's first event, median of {rounds}",
         )  # fmt: skip
         if what == "pulled out":
-            yield Figure("events lost as it is pulled out", "", [lost], Goal("value", "≤", 0), (), "", note)
+            lost, count = (sum(each[index] for each in found) for index in (1, 2))
+            yield Figure(
+                "events lost as it is pulled out", "", [lost], Goal("value", "≤", 0), (), "", f"of {count}"
+            )  # fmt: skip
 
 
 def _round(folder: Path, happen: Callable[[Path], None]) -> tuple[float, int, int]:
