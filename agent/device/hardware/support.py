@@ -19,7 +19,8 @@ class Support:
 _OPENVINO = "OpenVINOExecutionProvider"
 _QNN = Support(
     "QNNExecutionProvider",
-    "install holdfast[qnn]; the board's image must bring Qualcomm's user-space drivers (libcdsprpc.so, /dev/fastrpc-cdsp)",
+    "install holdfast[qnn], which drives Hexagon v68 and newer; the board's image must bring Qualcomm's user-space drivers "
+    "(libcdsprpc.so, /dev/fastrpc-cdsp)",
 )
 _COREML = Support("CoreMLExecutionProvider", "it is in the onnxruntime wheel for macOS: install that one")
 _RYZEN_AI = (
@@ -34,7 +35,10 @@ _SUPPORT = {
     ("Intel", "npu"): Support(
         _OPENVINO, "install holdfast[openvino], and Intel's NPU driver (intel/linux-npu-driver); its user must be in `render`"
     ),
-    ("NVIDIA", "gpu"): Support("CUDAExecutionProvider", "install holdfast[gpu], with CUDA and cuDNN of the wheel's versions"),
+    ("NVIDIA", "gpu"): Support(
+        "CUDAExecutionProvider",
+        "install onnxruntime-gpu with NVIDIA's libraries into a folder, and name it in `device.runtimes` (docs/devices.md)",
+    ),
     ("NVIDIA Jetson", "gpu"): Support(
         "CUDAExecutionProvider", "install the onnxruntime-gpu wheel that NVIDIA builds for this JetPack"
     ),

@@ -44,8 +44,9 @@ NO_DEVICE_HERE = {
     "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver. The classic OpenVINO "
     "runs on every x86-64 processor: `pip install --no-deps --target FOLDER onnxruntime-openvino`, and `folder:FOLDER` under "
     "`device: {runtimes: […]}`",
-    "qnn": "it needs a Qualcomm chip and its drivers",
-    "tensorrt": "it needs an NVIDIA RTX card and its driver",
+    "qnn": "it needs a Qualcomm chip and its drivers; on Linux it looks for /dev/fastrpc-cdsp",
+    "tensorrt": "it needs an NVIDIA RTX card (Ampere or newer) and its driver",
+    "webgpu": "it needs a GPU with its driver, on Linux also the Vulkan loader (libvulkan.so.1)",
 }
 """Why a plugin that loads well may have nothing to offer, by a part of its id."""
 
