@@ -190,8 +190,9 @@ TABLE: tuple[Provider, ...] = (
         "DmlExecutionProvider",
         document=_ORT + "DirectML-ExecutionProvider.html",
         devices={"gpu": {}},  # an NPU only where ONNX Runtime lists it
-        # dml_provider_factory.cc; graph capture is an entry of the session (`ep.dml.enable_graph_capture`), no option.
-        known_options=frozenset({"device_id", "device_filter", "performance_preference", "disable_metacommands"}),
+        # dml_provider_factory.cc: with the number of an adapter, which ONNX Runtime gives for a device, it passes over
+        # `device_filter` and `performance_preference`. Graph capture is an entry of the session, no option.
+        known_options=frozenset({"device_id", "disable_metacommands"}),
         # "only one thread may call `Run` at a time", and sessions that Python makes may share the device's command queue
         # (onnxruntime issues 22147 and 25577).
         runs_one_at_a_time=True,
