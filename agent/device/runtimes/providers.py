@@ -52,7 +52,7 @@ class Provider:
     assisted_by: tuple[str, ...] = ()
     """Providers of the same wheel that take the nodes that it leaves, before the CPU does."""
     runs_one_at_a_time: bool = False
-    """Two runs at once crash it, and ONNX Runtime does not keep them apart (`ConcurrentRunSupported` in its sources)."""
+    """Two runs at once crash or mix it up, and ONNX Runtime does not keep them apart (its `ConcurrentRunSupported`)."""
 
     def caching_in(self, folder: Path) -> dict[str, str]:
         """Return the options for the provider's own cache."""
@@ -246,6 +246,7 @@ TABLE: tuple[Provider, ...] = (
         document=_ORT + "community-maintained/RKNPU-ExecutionProvider.html",
         devices={"npu": {}},
         known_options=frozenset(),
+        runs_one_at_a_time=True,  # rknpu_execution_provider.cc: one executor and its shapes for all threads, without a lock
     ),
     Provider(
         "WebGpuExecutionProvider",

@@ -88,7 +88,10 @@ def test_of_several_devices_the_strongest_is_taken(told: list[dict[str, str]], s
     assert found == [devices[strongest]]
 
 
-@pytest.mark.parametrize(("provider", "is_alone"), [("DmlExecutionProvider", True), ("CPUExecutionProvider", False)])
+@pytest.mark.parametrize(
+    ("provider", "is_alone"),
+    [("DmlExecutionProvider", True), ("RknpuExecutionProvider", True), ("CPUExecutionProvider", False)],
+)
 def test_runs_that_would_crash_each_other_take_turns(
     provider: str, is_alone: bool, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
