@@ -208,7 +208,7 @@ def _check_provider(providers: Sequence[str], assignment: Assignment, candidate:
         raise CandidateError(
             f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes) or 'the CPU'}",
             where=str(path),
-            hint="the driver's own words are in the log; install the driver, or take the provider out of the profile",
+            hint="its own words are in the log at level debug; install the driver, or take the provider out of the profile",
         )
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
 LEFT_NODES = "fallback to CPU EP has been explicitly disabled"
 """How ONNX Runtime says that a provider did not take every node."""
+RUNS_NONE = "runs none of this model"
+"""How a runtime of ours says that a provider took no node. Why, the provider's library writes to stderr."""
 
 
 def main() -> None:
