@@ -16,6 +16,9 @@ class Support:
     hint: str
 
 
+JETSON = "NVIDIA Jetson"
+"""A vendor of its own here: PyPI's wheels are not for it."""
+
 _OPENVINO = "OpenVINOExecutionProvider"
 _QNN = Support(
     "QNNExecutionProvider",
@@ -39,8 +42,9 @@ _SUPPORT = {
         "CUDAExecutionProvider",
         "install onnxruntime-gpu with NVIDIA's libraries into a folder, and name it in `device.runtimes` (docs/devices.md)",
     ),
-    ("NVIDIA Jetson", "gpu"): Support(
-        "CUDAExecutionProvider", "install the onnxruntime-gpu wheel that NVIDIA builds for this JetPack"
+    (JETSON, "gpu"): Support(
+        "CUDAExecutionProvider",
+        "install an onnxruntime-gpu wheel for this JetPack into a folder, and name it in `device.runtimes` (docs/devices.md)",
     ),
     ("AMD", "gpu"): Support(
         "MIGraphXExecutionProvider",
