@@ -83,15 +83,17 @@ def matching(devices: Sequence[Any], candidate: Candidate) -> list[Any]:
     return sorted(own, key=_weakness)[:1]
 
 
-def _weakness(device: onnxruntime.OrtEpDevice) -> tuple[bool, int, str]:
+def _weakness(device: onnxruntime.OrtEpDevice) -> tuple[bool, int, bool, str]:
     """Order a card of its own before a processor's graphics, as ONNX Runtime's policies do, then as Windows or the bus does.
 
-    ONNX Runtime keeps what it discovers in an unordered set (device_discovery.cc), and says there which GPU is discrete and
-    which place it has in DXGI_GPU_PREFERENCE_HIGH_PERFORMANCE.
+    ONNX Runtime keeps what it discovers in an unordered set (device_discovery.cc). There it says which GPU is discrete (on
+    Linux of NVIDIA's only) and which place it has in DXGI_GPU_PREFERENCE_HIGH_PERFORMANCE. Intel's graphics inside a
+    processor are device 2 of PCI bus 0, where no card can be.
     """
     told = device.device.metadata
-    place = told.get("DxgiHighPerformanceIndex", "")
-    return told.get("Discrete") != "1", int(place) if place.isdecimal() else 0, told.get("pci_bus_id", "")
+    place, address = told.get("DxgiHighPerformanceIndex", ""), told.get("pci_bus_id", "")
+    is_inside = address.partition(":")[2].startswith("00:")
+    return told.get("Discrete") != "1", int(place) if place.isdecimal() else 0, is_inside, address
 
 
 def unavailable(candidate: Candidate, devices: Sequence[Any], available: Sequence[str] = ()) -> CandidateError:

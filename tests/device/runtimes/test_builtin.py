@@ -73,6 +73,7 @@ def test_device_is_described_by_what_stays() -> None:
             id="of two cards the one that Windows puts first",
         ),
         pytest.param([{"pci_bus_id": "0000:65:00.0"}, {"pci_bus_id": "0000:01:00.0"}], 1, id="on Linux by the bus"),
+        pytest.param([{"pci_bus_id": "0000:00:02.0"}, {"pci_bus_id": "0000:03:00.0"}], 1, id="Arc before Intel's own"),
         pytest.param([{}, {}], 0, id="nothing told"),
     ],
 )
