@@ -23,9 +23,10 @@ def device_profiles() -> Path:
     return root() / "device_profiles"
 
 
-def probe_model() -> Path:
-    """Return the tiny model that devices are tried with (`agent.device.runtimes.probemodel`)."""
-    return root() / "agent" / "device" / "runtimes" / "probe.onnx"
+def probe_model(*, is_quantized: bool = False) -> Path:
+    """Return the tiny model that devices are tried with (`agent.device.runtimes.probemodel`), in float or in int8."""
+    name = "probe-int8.onnx" if is_quantized else "probe.onnx"
+    return root() / "agent" / "device" / "runtimes" / name
 
 
 def shipped_bundle(name: str) -> Path:

@@ -21,7 +21,7 @@ NPU = EpDevice(
     "OpenVINOExecutionProvider", "npu", "Intel", driver_version="32.0", runtime="plugin:openvino", library_version="1.8"
 )
 CHIP = Accelerator("npu", "Intel", "Intel NPU [8086:7d1d]", "intel_vpu", "1.0", "OpenVINOExecutionProvider", "no hint")
-CARD = Accelerator("gpu", "NVIDIA", "NVIDIA GPU [10de:2504]", hint="install holdfast[gpu]")
+CARD = Accelerator("gpu", "NVIDIA", "NVIDIA GPU [10de:2504]", hint="install its driver")
 
 
 def test_show_as_json_and_as_text():
@@ -82,10 +82,10 @@ def test_show_names_what_brings_a_device_and_why_one_is_of_no_use(sees):
     assert "Unusable" in text
     assert "no [firmware]" in text
     assert "Intel NPU [8086:7d1d], driver intel_vpu 1.0: used by OpenVINOExecutionProvider" in text
-    assert "NVIDIA GPU [10de:2504], no driver: nothing uses it; install holdfast[gpu]" in text
+    assert "NVIDIA GPU [10de:2504], no driver: nothing uses it; install its driver" in text
     as_json = json.loads(show("--json"))
     assert [each["unusable"] for each in as_json["ep_devices"]] == [None, None, "no [firmware]"]
-    assert as_json["accelerators"][1]["hint"] == "install holdfast[gpu]"
+    assert as_json["accelerators"][1]["hint"] == "install its driver"
 
 
 def test_accept_makes_what_is_there_the_expected(sees, tmp_path):

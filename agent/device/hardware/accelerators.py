@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.device.facts import Accelerator
-from agent.device.hardware import boardaccelerators
+from agent.device.hardware.boardaccelerators import from_platform, l4t_release
 from agent.device.hardware.cpu import read_cpu
 from agent.device.hardware.drivers import driver_version
-from agent.device.hardware.support import support_of
+from agent.device.hardware.support import JETSON, support_of
 from agent.device.hardware.sysfiles import folders, properties, read
 from agent.device.hardware.windowsaccelerators import from_windows, registry_entries
 
@@ -65,7 +65,7 @@ def accelerators(root: Path, system: str) -> tuple[Accelerator, ...]:
     elif system == "macos":
         found = from_macos(read_cpu(root, system).model)
     else:
-        found = [*_from_pci(root), *boardaccelerators.from_platform(root)]
+        found = [*_from_pci(root), *from_platform(root)]
     return tuple(sorted(found, key=lambda each: (each.vendor, each.kind, each.name)))
 
 
@@ -124,7 +124,8 @@ def _accelerator(root: Path, device: _PciDevice, kind: str) -> Accelerator:
     vendor = PCI_VENDORS.get(device.vendor_id, f"PCI vendor {device.vendor_id:04x}")
     model = NPUS.get((device.vendor_id, device.device_id)) or _nvidia_model(root, device.slot) or kind.upper()
     name = model if model.startswith(vendor) else f"{vendor} {model}"
-    support = support_of(vendor, kind)
+    is_jetson = vendor == "NVIDIA" and l4t_release(root)  # Thor's GPU is on PCI, unlike those before it
+    support = support_of(JETSON if is_jetson else vendor, kind)
     return Accelerator(
         kind=kind,
         vendor=vendor,

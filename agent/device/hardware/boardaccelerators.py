@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.device.facts import Accelerator
 from agent.device.hardware.drivers import driver_version
-from agent.device.hardware.support import support_of
+from agent.device.hardware.support import JETSON, support_of
 from agent.device.hardware.sysfiles import properties, read
 
 
@@ -71,8 +71,8 @@ def _platform_devices(root: Path) -> Iterator[dict[str, str]]:
 
 def _accelerator(root: Path, node: _Node, name: str, driver: str) -> Accelerator:
     is_jetson = node.vendor == "NVIDIA"
-    support = support_of("NVIDIA Jetson" if is_jetson else node.vendor, node.kind)
-    version = _l4t_release(root) if is_jetson else driver_version(root, driver)
+    support = support_of(JETSON if is_jetson else node.vendor, node.kind)
+    version = l4t_release(root) if is_jetson else driver_version(root, driver)
     return Accelerator(
         node.kind, node.vendor, f"{node.vendor} {name}", driver, version, provider=support.provider, hint=support.hint
     )
@@ -84,7 +84,7 @@ def _chip(root: Path) -> str:
     return next((name.partition(",")[2] for name in reversed(names) if name.startswith("qcom,")), "")
 
 
-def _l4t_release(root: Path) -> str:
+def l4t_release(root: Path) -> str:
     """Return NVIDIA's release of kernel and user space, which come together: `# R36 (release), REVISION: 3.0, …`."""
     match = re.match(r"# (R\d+) \(release\), REVISION: ([\d.]+)", read(root, "etc/nv_tegra_release") or "")
     return f"L4T {match[1]}.{match[2]}" if match else ""

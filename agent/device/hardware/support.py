@@ -16,10 +16,14 @@ class Support:
     hint: str
 
 
+JETSON = "NVIDIA Jetson"
+"""A vendor of its own here: PyPI's wheels are not for it."""
+
 _OPENVINO = "OpenVINOExecutionProvider"
 _QNN = Support(
     "QNNExecutionProvider",
-    "install holdfast[qnn]; the board's image must bring Qualcomm's user-space drivers (libcdsprpc.so, /dev/fastrpc-cdsp)",
+    "install holdfast[qnn], which drives Hexagon v68 and newer; the board's image must bring Qualcomm's user-space drivers "
+    "(libcdsprpc.so, /dev/fastrpc-cdsp)",
 )
 _COREML = Support("CoreMLExecutionProvider", "it is in the onnxruntime wheel for macOS: install that one")
 _RYZEN_AI = (
@@ -34,9 +38,13 @@ _SUPPORT = {
     ("Intel", "npu"): Support(
         _OPENVINO, "install holdfast[openvino], and Intel's NPU driver (intel/linux-npu-driver); its user must be in `render`"
     ),
-    ("NVIDIA", "gpu"): Support("CUDAExecutionProvider", "install holdfast[gpu], with CUDA and cuDNN of the wheel's versions"),
-    ("NVIDIA Jetson", "gpu"): Support(
-        "CUDAExecutionProvider", "install the onnxruntime-gpu wheel that NVIDIA builds for this JetPack"
+    ("NVIDIA", "gpu"): Support(
+        "CUDAExecutionProvider",
+        "install onnxruntime-gpu with NVIDIA's libraries into a folder, and name it in `device.runtimes` (docs/devices.md)",
+    ),
+    (JETSON, "gpu"): Support(
+        "CUDAExecutionProvider",
+        "install an onnxruntime-gpu wheel for this JetPack into a folder, and name it in `device.runtimes` (docs/devices.md)",
     ),
     ("AMD", "gpu"): Support(
         "MIGraphXExecutionProvider",

@@ -23,16 +23,23 @@ Complaint = tuple[str, str | None]
 
 PLAIN_CPU = "CPUExecutionProvider"
 
+_CUDA_GRAPH = "it wants inputs that stay at one address and runs from one thread only, and Holdfast gives neither"
+"""ONNX Runtime, "CUDA Execution Provider", section "Using CUDA Graphs": bound inputs and outputs, no concurrent runs."""
+
 CHOSEN_BY_HOLDFAST: Mapping[str, str] = {
     "backend_path": "write `backend_type`: the library's path differs from system to system",
     "cache_dir": "Holdfast keeps compiled models in its own state folder",
+    "device_filter": "write the candidate's `device_type`",
     "device_id": "write the candidate's `device_type`",
     "device_type": "write the candidate's `device_type`",
+    "enable_cuda_graph": _CUDA_GRAPH,
     "intra_op_num_threads": "write the candidate's `threads`",
     "migraphx_model_cache_dir": "Holdfast keeps compiled models in its own state folder",
     "ModelCacheDirectory": "Holdfast keeps compiled models in its own state folder",
     "num_of_threads": "write the candidate's `threads`",
     "nv_runtime_cache_path": "Holdfast keeps compiled models in its own state folder",
+    "performance_preference": "of several GPUs Holdfast takes the strongest",
+    "trt_cuda_graph_enable": _CUDA_GRAPH,
     "trt_engine_cache_enable": "Holdfast keeps compiled models in its own state folder",
     "trt_engine_cache_path": "Holdfast keeps compiled models in its own state folder",
     "trt_timing_cache_enable": "Holdfast keeps compiled models in its own state folder",
@@ -141,7 +148,6 @@ PROVIDERS: Mapping[str, Known] = {
         {
             "nv_max_workspace_size": whole_number,
             "nv_max_shared_mem_size": whole_number,
-            "enable_cuda_graph": _TRUTH,
             "nv_multi_profile_enable": _TRUTH,
             "nv_profile_min_shapes": shapes,
             "nv_profile_opt_shapes": shapes,
@@ -166,7 +172,6 @@ PROVIDERS: Mapping[str, Known] = {
             "trt_sparsity_enable": _TRUTH,
             "trt_builder_optimization_level": one_of("0", "1", "2", "3", "4", "5"),
             "trt_auxiliary_streams": one_of("-1", *map(str, range(17))),
-            "trt_cuda_graph_enable": _TRUTH,
             "trt_profile_min_shapes": shapes,
             "trt_profile_opt_shapes": shapes,
             "trt_profile_max_shapes": shapes,
@@ -181,7 +186,6 @@ PROVIDERS: Mapping[str, Known] = {
             "cudnn_conv_use_max_workspace": _SWITCH,
             "cudnn_conv1d_pad_to_nc1d": _SWITCH,
             "do_copy_in_default_stream": _SWITCH,
-            "enable_cuda_graph": _SWITCH,
             "enable_skip_layer_norm_strict_mode": _SWITCH,
             "prefer_nhwc": _SWITCH,
             "use_tf32": _SWITCH,
@@ -240,8 +244,6 @@ PROVIDERS: Mapping[str, Known] = {
     "DmlExecutionProvider": Known(
         f"{_DOCS}/DirectML-ExecutionProvider.html",
         {
-            "performance_preference": one_of("default", "high_performance", "minimum_power"),
-            "device_filter": one_of("gpu", "npu", "any"),
             "disable_metacommands": _TRUTH,
         },
     ),

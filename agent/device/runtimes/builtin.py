@@ -13,7 +13,7 @@ import onnxruntime
 
 from agent.device.facts import BUILT_IN, EpDevice
 from agent.device.planning.plan import Candidate
-from agent.device.runtimes import ortdevices
+from agent.device.runtimes import ortdevices, providerlibrary
 from agent.device.runtimes.ortsession import open_session
 from agent.device.runtimes.providers import CPU_PROVIDER, NO_PROVIDERS, known_devices
 from agent.device.runtimes.runtime import Opening, RuntimeSession
@@ -23,6 +23,7 @@ class BuiltInRuntime:
     """An ONNX Runtime that this process has imported."""
 
     def __init__(self, runtime_id: str = BUILT_IN) -> None:
+        providerlibrary.load_dependencies()
         self.version = str(onnxruntime.__version__)
         self._id = runtime_id
         self._library_version = "" if runtime_id == BUILT_IN else self.version

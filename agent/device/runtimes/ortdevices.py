@@ -71,12 +71,29 @@ def in_order(devices: Iterable[EpDevice]) -> tuple[EpDevice, ...]:
 
 
 def matching(devices: Sequence[Any], candidate: Candidate) -> list[Any]:
-    """Return the device for a candidate. One: a plugin takes several only to split one graph, which no profile asks for."""
-    return [
+    """Return the device for a candidate: of several of its kind the strongest, which nothing in ONNX Runtime's order tells.
+
+    One: a plugin takes several only to split one graph, which no profile asks for.
+    """
+    own = [
         device
         for device in devices
         if device.ep_name == candidate.provider and device_type(device) == candidate.device_type
-    ][:1]
+    ]
+    return sorted(own, key=_weakness)[:1]
+
+
+def _weakness(device: onnxruntime.OrtEpDevice) -> tuple[bool, int, bool, str]:
+    """Order a card of its own before a processor's graphics, as ONNX Runtime's policies do, then as Windows or the bus does.
+
+    ONNX Runtime keeps what it discovers in an unordered set (device_discovery.cc). There it says which GPU is discrete (on
+    Linux of NVIDIA's only) and which place it has in DXGI_GPU_PREFERENCE_HIGH_PERFORMANCE. Intel's graphics inside a
+    processor are device 2 of PCI bus 0, where no card can be.
+    """
+    told = device.device.metadata
+    place, address = told.get("DxgiHighPerformanceIndex", ""), told.get("pci_bus_id", "")
+    is_inside = address.partition(":")[2].startswith("00:")
+    return told.get("Discrete") != "1", int(place) if place.isdecimal() else 0, is_inside, address
 
 
 def unavailable(candidate: Candidate, devices: Sequence[Any], available: Sequence[str] = ()) -> CandidateError:

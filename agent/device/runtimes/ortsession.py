@@ -8,6 +8,8 @@ provider runs nothing.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from agent.bundle.manifest import TensorSpec
 from agent.device.planning.plan import Candidate
+from agent.device.runtimes import providerlibrary
 from agent.device.runtimes.prepared import AS_IT_IS, Variation, open_or_make
 from agent.device.runtimes.providers import OWN_THREADS, options_for, provider_of, unknown_options
 from agent.device.runtimes.runtime import Assignment, Opening
@@ -35,6 +38,9 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
 )
 """ONNX Runtime's exceptions have no common base, and which there are changes from version to version."""
+
+_one_at_a_time: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""By provider: one lock for all sessions of this process, since they share the device's queue."""
 
 RECORD_NODES = "session.record_ep_graph_assignment_info"
 
@@ -73,10 +79,13 @@ class OrtSession:
         self._model_path = model_path
         self._output_names = [output.name for output in self.outputs]
         self._is_tracing = is_tracing
+        row = provider_of(candidate.provider, candidate.runtime)
+        self._turn = _one_at_a_time[row.name] if row.runs_one_at_a_time else contextlib.nullcontext()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
-            results = self._session.run(self._output_names, inputs)
+            with self._turn:
+                results = self._session.run(self._output_names, inputs)
         except ORT_ERRORS as error:
             raise CandidateError(
                 f"{self._candidate.label} failed while running: {one_line(error)}",
@@ -123,7 +132,10 @@ def _make(opening: Opening, devices: Sequence[Any], variation: Variation) -> Ort
         session = onnxruntime.InferenceSession(str(path), options, enable_fallback=0, **arguments)
         made = OrtSession(session, candidate, path, is_tracing=options.enable_profiling)
     except ORT_ERRORS as error:
-        raise _translated(error, path, candidate) from error
+        translated = _translated(error, path, candidate)
+        if arguments and isinstance(translated, CandidateError):  # TensorRT only says that something is missing
+            _check_library(candidate, path)
+        raise translated from error
     _check_provider(session.get_providers(), made.assignment, candidate, path)
     return made
 
@@ -191,10 +203,22 @@ def _check_provider(providers: Sequence[str], assignment: Assignment, candidate:
     """Refuse a session that the CPU runs in the provider's place: ONNX Runtime says that on stderr only."""
     taken = sum(assignment.nodes.values())
     if candidate.provider not in providers or (taken and not assignment.nodes.get(candidate.provider)):
+        if candidate.provider not in providers:
+            _check_library(candidate, path)
         raise CandidateError(
             f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes) or 'the CPU'}",
             where=str(path),
-            hint="the driver's own words are in the log; install the driver, or take the provider out of the profile",
+            hint="its own words are in the log at level debug; install the driver, or take the provider out of the profile",
+        )
+
+
+def _check_library(candidate: Candidate, path: Path) -> None:
+    """Say which library a provider lacks, where that is why it is not there."""
+    if missing := providerlibrary.why_it_does_not_load(candidate.provider):
+        raise CandidateError(
+            f"{candidate.label} cannot be used, its library does not load: {missing}",
+            where=str(path),
+            hint="install what it needs (docs/devices.md), or take the provider out of the profile",
         )
 
 

@@ -3,7 +3,8 @@
 One 3×3 convolution and a Relu over a picture of 3×8×8: what any accelerator computes, if it computes at all. All numbers are
 small multiples of 1/64, which half precision and bfloat16 hold exactly. The four output channels are the first channel as it
 is, its negative (which Relu makes zero), the sum of the three channels plus a half, and each pixel's right neighbour less its
-left one. `probe.onnx` beside this file is that model; a test makes it again and compares the bytes.
+left one. `probe.onnx` beside this file is that model, `probe-int8.onnx` the same with quantized weights and activations, for an
+NPU that computes in nothing else; a test makes them again and compares the bytes.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ class Provider:
     """A part of its plugin's file name by which it is recognised, where the provider takes its name from the registration."""
     assisted_by: tuple[str, ...] = ()
     """Providers of the same wheel that take the nodes that it leaves, before the CPU does."""
+    runs_one_at_a_time: bool = False
+    """Two runs at once crash or mix it up, and ONNX Runtime does not keep them apart (its `ConcurrentRunSupported`)."""
 
     def caching_in(self, folder: Path) -> dict[str, str]:
         """Return the options for the provider's own cache."""
@@ -157,12 +159,15 @@ TABLE: tuple[Provider, ...] = (
         # Those of the document, and what the library of onnxruntime-qnn 2.7.0 has beside.
         known_options=_names(
             """
-            backend_path backend_type device_id disable_file_mapped_weights dump_json_qnn_graph dump_qnn_ir_dlc
-            dump_qnn_ir_dlc_dir enable_block_quant_weight_optimization enable_htp_fp16_clamp_overflow
-            enable_htp_fp16_precision enable_htp_graph_splitting enable_htp_monolithic_lstm enable_htp_prepare_only
-            enable_htp_shared_memory_allocator enable_htp_spill_fill_buffer enable_vtcm_backup_buffer_sharing
-            extended_udma htp_arch htp_bf16_enable htp_graph_finalization_optimization_mode htp_performance_mode
-            htp_share_resource_optimization json_qnn_graph_dir num_graph_prepare_threads offload_graph_io_quantization
+            backend_path backend_type device_id disable_file_mapped_weights dump_json_qnn_graph dump_qnn_ep_input_graph
+            dump_qnn_ep_input_graph_dir dump_qnn_ir_dlc dump_qnn_ir_dlc_dir enable_block_quant_weight_optimization
+            enable_dx12_shared_memory_allocator enable_framework_op_trace enable_htp_fp16_clamp_overflow
+            enable_htp_fp16_precision enable_htp_graph_splitting enable_htp_monolithic_lstm enable_htp_prepare_and_load
+            enable_htp_prepare_only enable_htp_shared_memory_allocator enable_htp_spill_fill_buffer
+            enable_vtcm_backup_buffer_sharing extended_udma htp_arch htp_bf16_enable
+            htp_graph_finalization_optimization_mode htp_graph_splitting_num_prepare_threads htp_performance_mode
+            htp_reused_io_limit_mb htp_share_resource_optimization json_qnn_graph_dir num_graph_prepare_threads
+            offload_graph_io_quantization
             op_packages profiling_file_path profiling_level qnn_context_priority qnn_ir_backend_path qnn_saver_path
             rpc_control_latency skip_backend_op_validation skip_qnn_version_check soc_model vtcm_mb
             """
@@ -185,16 +190,12 @@ TABLE: tuple[Provider, ...] = (
         "DmlExecutionProvider",
         document=_ORT + "DirectML-ExecutionProvider.html",
         devices={"gpu": {}},  # an NPU only where ONNX Runtime lists it
-        known_options=frozenset(
-            {
-                "device_id",
-                "device_filter",
-                "performance_preference",
-                "disable_metacommands",
-                "enable_graph_capture",
-                "enable_graph_serialization",
-            }
-        ),
+        # dml_provider_factory.cc: with the number of an adapter, which ONNX Runtime gives for a device, it passes over
+        # `device_filter` and `performance_preference`. Graph capture is an entry of the session, no option.
+        known_options=frozenset({"device_id", "disable_metacommands"}),
+        # "only one thread may call `Run` at a time", and sessions that Python makes may share the device's command queue
+        # (onnxruntime issues 22147 and 25577).
+        runs_one_at_a_time=True,
     ),
     Provider("CUDAExecutionProvider", document=_ORT + "CUDA-ExecutionProvider.html", devices={"gpu": {}}),
     Provider(
@@ -245,17 +246,20 @@ TABLE: tuple[Provider, ...] = (
         document=_ORT + "community-maintained/RKNPU-ExecutionProvider.html",
         devices={"npu": {}},
         known_options=frozenset(),
+        runs_one_at_a_time=True,  # rknpu_execution_provider.cc: one executor and its shapes for all threads, without a lock
     ),
     Provider(
         "WebGpuExecutionProvider",
         document=_ORT + "WebGPU-ExecutionProvider.html",
         devices={"gpu": {}},
+        # Those of the document, and what the library of onnxruntime-ep-webgpu 0.4.0 has beside.
         known_options=_names(
             """
             preferredLayout enableGraphCapture enableInt64 multiRotaryCacheConcatOffset forceCpuNodeNames
             enablePIXCapture deviceId adapterIndex dawnBackendType powerPreference webgpuInstance webgpuDevice
             dawnProcTable preserveDevice validationMode maxStorageBufferBindingSize storageBufferCacheMode
-            uniformBufferCacheMode queryResolveBufferCacheMode defaultBufferCacheMode
+            uniformBufferCacheMode queryResolveBufferCacheMode defaultBufferCacheMode enableRobustness
+            kvCacheQuantizationBits maxNumPendingDispatches sessionBufferPoolGenerations
             """
         ),
     ),

@@ -7,7 +7,9 @@ runtime's devices), `try` (can one device make a session, and does it compute?).
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import resources
@@ -18,11 +20,13 @@ from agent.device.planning.plan import Candidate
 from agent.errors import HoldfastError
 
 if TYPE_CHECKING:
-    from agent.device.runtimes.runtime import RuntimeSession
+    from agent.device.runtimes.runtime import Runtime, RuntimeSession
 
 NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
 LEFT_NODES = "fallback to CPU EP has been explicitly disabled"
 """How ONNX Runtime says that a provider did not take every node."""
+RUNS_NONE = "runs none of this model"
+"""How a runtime of ours says that a provider took no node. Why, the provider's library writes to stderr."""
 
 
 def main() -> None:
@@ -69,23 +73,42 @@ def list_devices(runtime_id: str) -> Message:
 def try_device(candidate: Candidate) -> str | None:
     """Make a session for the tiny model, run it once and compare; return what is wrong, None where nothing is."""
     from agent.device.runtimes.catalogue import open_runtime
-    from agent.device.runtimes.runtime import Opening
 
-    path = resources.probe_model()
     try:
-        runtime = open_runtime(candidate.runtime)
-        try:
-            session = runtime.open(Opening(path, replace(candidate, session_options=(NO_FALLBACK,))))
-        except HoldfastError as error:
-            if LEFT_NODES not in str(error):
-                raise
-            # A provider that turns the layout round (XNNPACK) leaves its transpositions to the CPU; some node must be its own.
-            session = runtime.open(Opening(path, candidate))
-            if not session.assignment.nodes.get(candidate.provider):
-                raise
-        return _compute(session)
+        return _compute(_open_probe(open_runtime(candidate.runtime), candidate))
     except Exception as error:  # noqa: BLE001  a vendor's library may throw anything
         return _text(error)
+
+
+def _open_probe(runtime: Runtime, candidate: Candidate) -> RuntimeSession:
+    """Open the model in float, and where that is refused in int8.
+
+    Some NPUs compute in integers only: to Qualcomm's plugin Hexagon v68 (QCS6490) is such a one, and opens no float graph at
+    all (seen with 2.7.0 and `soc_model` 93). A GPU computes in float.
+    """
+    try:
+        return _open(runtime, candidate, resources.probe_model())
+    except HoldfastError:
+        if candidate.device_type != "gpu":
+            with contextlib.suppress(HoldfastError):
+                return _open(runtime, candidate, resources.probe_model(is_quantized=True))
+        raise
+
+
+def _open(runtime: Runtime, candidate: Candidate, path: Path) -> RuntimeSession:
+    """Open a model that the provider runs whole, or at least a node of: the quantizing at its border may be the CPU's."""
+    from agent.device.runtimes.runtime import Opening
+
+    try:
+        return runtime.open(Opening(path, replace(candidate, session_options=(NO_FALLBACK,))))
+    except HoldfastError as error:
+        if LEFT_NODES not in str(error):
+            raise
+        # A provider that turns the layout round (XNNPACK) leaves its transpositions to the CPU; some node must be its own.
+        session = runtime.open(Opening(path, candidate))
+        if not session.assignment.nodes.get(candidate.provider):
+            raise
+        return session
 
 
 def _compute(session: RuntimeSession) -> str | None:

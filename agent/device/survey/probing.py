@@ -22,6 +22,7 @@ from agent.childprocess import Child, Message, exit_text
 from agent.clock import SystemClock
 from agent.device.facts import BUILT_IN, EpDevice, Facts, Finding
 from agent.device.hardware.gathering import gather
+from agent.device.survey.probe import LEFT_NODES, RUNS_NONE
 from agent.device.survey.tried import DeviceKind, Tried, kind_of
 from agent.log import brief
 
@@ -29,6 +30,8 @@ DEFAULT_TIMEOUT_S = 20.0
 """A vendor's driver may take several seconds to wake; the CPU alone takes 0.3 s."""
 TRY_TIMEOUT_S = 60.0
 """For the first session on a device: TensorRT on a Jetson takes half a minute to load before it compiles anything."""
+ENDING_S = 5.0
+"""For a child that has answered: some drivers take a while to leave."""
 LOOK_S = 0.05
 """How often the stop event is looked at."""
 AT_A_TIME = 2
@@ -44,10 +47,16 @@ NO_DEVICE_HERE = {
     "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver. The classic OpenVINO "
     "runs on every x86-64 processor: `pip install --no-deps --target FOLDER onnxruntime-openvino`, and `folder:FOLDER` under "
     "`device: {runtimes: […]}`",
-    "qnn": "it needs a Qualcomm chip and its drivers",
-    "tensorrt": "it needs an NVIDIA RTX card and its driver",
+    "qnn": "it needs a Qualcomm chip and its drivers; on Linux it looks for /dev/fastrpc-cdsp",
+    "tensorrt": "it needs an NVIDIA RTX card (Ampere or newer) and its driver",
+    "webgpu": "it needs a GPU with its driver, on Linux also the Vulkan loader (libvulkan.so.1)",
 }
 """Why a plugin that loads well may have nothing to offer, by a part of its id."""
+
+_ERROR = re.compile(r"\[E:onnxruntime[^\]]*\]\s*([^\x1b\n]+)")
+"""A line that ONNX Runtime or a provider writes to stderr; colours end it on a terminal."""
+MOST_OF_A_LINE = 200
+"""Its end tells; before it stand paths of the machine that built the library."""
 
 _facts: TypeAdapter[Facts] = TypeAdapter(Facts)
 _devices: TypeAdapter[tuple[EpDevice, ...]] = TypeAdapter(tuple[EpDevice, ...])
@@ -128,6 +137,9 @@ class _Children:
         try:
             child.send(question)
             answer = self._wait(answers, timeout_s)
+            if isinstance(answer, dict) and RUNS_NONE in str(answer.get("unusable")):
+                self._wait(answers, ENDING_S)  # all that it wrote is here once it has ended
+                answer["unusable"] = _with_drivers_words(str(answer["unusable"]), child.last_words)
         finally:
             child.kill()
         if answer is None:
@@ -142,6 +154,12 @@ class _Children:
             with contextlib.suppress(queue.Empty):
                 return answers.get(timeout=min(LOOK_S, left_s))
         return None
+
+
+def _with_drivers_words(text: str, stderr: str) -> str:
+    """Add the last error on stderr, such as `[OpenVINO] Device NPU is not available`, to a reason that is none."""
+    errors = [error.strip() for error in _ERROR.findall(stderr) if LEFT_NODES not in error]
+    return f"{text}; it says: {errors[-1][-MOST_OF_A_LINE:]}" if errors else text
 
 
 def _read_facts(answer: Answer) -> Facts:

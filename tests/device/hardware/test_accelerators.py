@@ -118,8 +118,19 @@ def test_extras_that_are_advised_exist():
     )
     advised = {extra for kind in kinds for extra in re.findall(r"holdfast\[(\w+)\]", support_of(*kind).hint)}
 
-    assert advised == {"openvino", "gpu", "qnn"}
+    assert advised == {"openvino", "qnn"}, "one for onnxruntime-gpu would write over the files of onnxruntime"
     assert advised <= set(project["optional-dependencies"])
+
+
+def test_a_jetson_whose_gpu_is_on_pci_is_advised_as_a_jetson(device_tree):
+    """Jetson Thor has the desktop's driver and PCI number, and PyPI's wheel has no kernel for it."""
+    root = device_tree("jetson-orin-nano")
+    device = root / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    (device / "uevent").write_text("DRIVER=nvidia\nPCI_CLASS=30000\nPCI_ID=10DE:2B00\nPCI_SLOT_NAME=0000:01:00.0\n")
+
+    hints = {each.hint for each in accelerators(root, "linux") if each.vendor == "NVIDIA"}
+    assert hints == {support_of("NVIDIA Jetson", "gpu").hint}
 
 
 def test_a_hailo_hat_is_listed_though_no_provider_uses_it(device_tree):

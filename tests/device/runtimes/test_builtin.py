@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from agent.device.planning.plan import Candidate
-from agent.device.runtimes import ortdevices, ortsession
+from agent.device.runtimes import ortdevices, ortsession, providerlibrary
+from agent.device.runtimes.builtin import BuiltInRuntime
 from agent.device.runtimes.catalogue import open_runtime
 from agent.device.runtimes.providers import (
     TABLE,
@@ -20,7 +21,7 @@ from agent.device.runtimes.providers import (
     registration_name,
     unknown_options,
 )
-from agent.device.runtimes.runtime import Opening
+from agent.device.runtimes.runtime import Assignment, Opening
 from agent.errors import CandidateError
 from agent.resources import device_profiles
 
@@ -56,6 +57,79 @@ def test_device_is_described_by_what_stays() -> None:
     assert (described.device_type, described.vendor, described.name) == ("gpu", "Intel", "Arc B580")
     assert described.metadata == (("Discrete", "1"), ("ov_device", "GPU"))
     assert (described.driver_version, described.library_version, described.runtime) == ("", "1.8.1", "plugin:x")
+
+
+@pytest.mark.parametrize(
+    ("told", "strongest"),
+    [
+        pytest.param([{"Discrete": "0"}, {"Discrete": "1"}], 1, id="a card before the processor's graphics"),
+        pytest.param(
+            [
+                {"Discrete": "1", "DxgiHighPerformanceIndex": "10"},
+                {"Discrete": "1", "DxgiHighPerformanceIndex": "2"},
+                {"Discrete": "0", "DxgiHighPerformanceIndex": "0"},
+            ],
+            1,
+            id="of two cards the one that Windows puts first",
+        ),
+        pytest.param([{"pci_bus_id": "0000:65:00.0"}, {"pci_bus_id": "0000:01:00.0"}], 1, id="on Linux by the bus"),
+        pytest.param([{"pci_bus_id": "0000:00:02.0"}, {"pci_bus_id": "0000:03:00.0"}], 1, id="Arc before Intel's own"),
+        pytest.param([{}, {}], 0, id="nothing told"),
+    ],
+)
+def test_of_several_devices_the_strongest_is_taken(told: list[dict[str, str]], strongest: int) -> None:
+    """ONNX Runtime lists them in no order: a laptop's plan would be for another GPU after each restart."""
+    devices = [
+        SimpleNamespace(
+            ep_name="DmlExecutionProvider", device=SimpleNamespace(type=SimpleNamespace(name="GPU"), metadata=each)
+        )
+        for each in told
+    ]
+    found = ortdevices.matching(devices, Candidate("DmlExecutionProvider", "gpu", "fp16", 1))
+    assert found == [devices[strongest]]
+
+
+@pytest.mark.parametrize(
+    ("provider", "is_alone"),
+    [("DmlExecutionProvider", True), ("RknpuExecutionProvider", True), ("CPUExecutionProvider", False)],
+)
+def test_runs_that_would_crash_each_other_take_turns(
+    provider: str, is_alone: bool, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pipelines share a session. DirectML's document forbids two runs at once, and nothing in ONNX Runtime keeps them apart."""
+    candidate = Candidate(provider, "gpu", "fp32", 1)
+    options = ortsession._session_options(candidate, ortsession.AS_IT_IS)
+    session = onnxruntime.InferenceSession(small_model, options, providers=["CPUExecutionProvider"])
+    made = ortsession.OrtSession(session, candidate, small_model, is_tracing=False)
+    stub = SimpleNamespace(run=lambda *_: [ortsession._one_at_a_time[provider].locked()])
+    monkeypatch.setattr(made, "_session", stub)
+    assert made.run({}) == {"pooled": is_alone}
+
+
+def test_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime says on stderr only that libcudnn is missing; the person in front of `plan explain` has to know."""
+    library = tmp_path / "capi" / providerlibrary._file_name("onnxruntime_providers_cuda")
+    library.parent.mkdir()
+    library.write_bytes(b"no library")
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    candidate = Candidate("CUDAExecutionProvider", "gpu", "fp16", 1)
+    with pytest.raises(CandidateError, match=f"its library does not load: {library.name}: ."):
+        ortsession._check_provider(["CPUExecutionProvider"], Assignment(), candidate, tmp_path)
+    library.unlink()
+    with pytest.raises(CandidateError, match="runs none of this model"):
+        ortsession._check_provider(["CPUExecutionProvider"], Assignment(), candidate, tmp_path)
+
+
+@pytest.mark.parametrize(("cuda_version", "times"), [("13.0", 1), ("", 0)])
+def test_wheel_for_cuda_loads_nvidias_libraries_first(
+    cuda_version: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip puts them where no loader looks; and a wheel without CUDA has nothing to load."""
+    loaded: list[bool] = []
+    monkeypatch.setattr(onnxruntime, "cuda_version", cuda_version)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append(True))
+    BuiltInRuntime("folder:/opt/gpu")
+    assert len(loaded) == times
 
 
 @pytest.mark.parametrize("provider", TABLE, ids=lambda each: f"{each.name}{each.is_plugin}")

@@ -17,18 +17,23 @@ from agent.device.survey.probe import answer, try_device
 from agent.errors import CandidateError
 
 
-def make() -> bytes:
+def make(*, is_quantized: bool = False) -> bytes:
     """Make the model again. `python -c "import test_probemodel; …write_bytes(make())"` after a change of its numbers."""
     weights, biases = probemodel.kernel()
-    graph = helper.make_graph(
-        [
+    if is_quantized:
+        nodes, values = quantized(weights, biases)
+    else:
+        values = {"weights": weights, "biases": biases}
+        nodes = [
             helper.make_node("Conv", ["input", "weights", "biases"], ["convolved"], "conv", kernel_shape=[3, 3]),
             helper.make_node("Relu", ["convolved"], ["output"], "relu"),
-        ],
+        ]
+    graph = helper.make_graph(
+        nodes,
         "probe",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 8, 8])],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 4, 6, 6])],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(biases, "biases")],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
     )
     opset = [helper.make_opsetid("", 13)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=7, producer_name="holdfast")
@@ -36,12 +41,36 @@ def make() -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def test_the_file_is_what_the_numbers_make():
-    """It ships with the agent, and nobody can read it: this is what it is."""
-    content = resources.probe_model().read_bytes()
+def quantized(weights: np.ndarray, biases: np.ndarray) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Give the same in 8 bits: inputs, weights and biases are exact in steps of 1/64, the output is in steps of 1/32.
 
-    assert content == make()
-    assert len(content) < 1000
+    Its zero point is 0, so quantizing cuts off what is negative, as Relu does.
+    """
+    step, fine, coarse = np.float32(1 / 64), np.float32(1 / 4096), np.float32(1 / 32)
+    values = {
+        "step": step, "fine": fine, "coarse": coarse, "zero": np.uint8(0), "zero8": np.int8(0), "zero32": np.int32(0),
+        "weights": (weights / step).astype(np.int8), "biases": (biases / fine).astype(np.int32),
+    }  # fmt: skip
+    dequantize = [
+        ("bytes", "step", "zero", "image"), ("weights", "step", "zero8", "weighing"), ("biases", "fine", "zero32", "bias"),
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "step", "zero"], ["bytes"], "quantize"),
+        *(helper.make_node("DequantizeLinear", [a, scale, zero], [to], to) for a, scale, zero, to in dequantize),
+        helper.make_node("Conv", ["image", "weighing", "bias"], ["convolved"], "conv", kernel_shape=[3, 3]),
+        helper.make_node("QuantizeLinear", ["convolved", "coarse", "zero"], ["positive"], "requantize"),
+        helper.make_node("DequantizeLinear", ["positive", "coarse", "zero"], ["output"], "dequantize"),
+    ]
+    return nodes, {name: np.asarray(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_the_file_is_what_the_numbers_make(is_quantized):
+    """It ships with the agent, and nobody can read it: this is what it is."""
+    content = resources.probe_model(is_quantized=is_quantized).read_bytes()
+
+    assert content == make(is_quantized=is_quantized)
+    assert len(content) < 1500
     assert all(node.name for node in onnx.load_from_string(content).graph.node)
 
 
@@ -59,13 +88,15 @@ def test_right_numbers_pass_and_wrong_ones_are_seen():
         assert probemodel.difference(each)
 
 
-def test_the_cpu_computes_it():
-    """The real runtime agrees with the numbers."""
+@pytest.mark.parametrize(("is_quantized", "step"), [(False, 0), (True, 1 / 32)])
+def test_the_cpu_computes_it(is_quantized, step):
+    """The real runtime agrees with the numbers; in int8 within half a step of the output."""
     cpu = Candidate("CPUExecutionProvider", "cpu", "probe", 1)
-    session = open_runtime(BUILT_IN).open(Opening(resources.probe_model(), cpu))
+    session = open_runtime(BUILT_IN).open(Opening(resources.probe_model(is_quantized=is_quantized), cpu))
 
     output = session.run({probemodel.INPUT: probemodel.given()})[probemodel.OUTPUT]
-    assert np.array_equal(output, probemodel.expected())
+    np.testing.assert_allclose(output, probemodel.expected(), rtol=0, atol=step / 2)
+    assert probemodel.difference(output) is None
 
 
 def test_a_question_that_is_none_is_answered():
@@ -78,10 +109,14 @@ class Fake:
 
     version = "1"
 
-    def __init__(self, *, nodes: dict[str, int], output=None, error: Exception | None = None) -> None:
-        self.nodes, self.output, self.error, self.entries = nodes, output, error, []
+    def __init__(
+        self, *, nodes: dict[str, int], output=None, error: Exception | None = None, takes: str = "probe"
+    ) -> None:
+        self.nodes, self.output, self.error, self.takes, self.entries = nodes, output, error, takes, []
 
     def open(self, opening):
+        if not opening.model_path.stem.startswith(self.takes):
+            raise CandidateError("it takes no float graph")
         self.entries.append(opening.candidate.session_options)
         if opening.candidate.session_options and "CPUExecutionProvider" in self.nodes:
             raise CandidateError("…, but fallback to CPU EP has been explicitly disabled by the user.")
@@ -92,6 +127,15 @@ class Fake:
         if self.error:
             raise self.error
         return {"output": probemodel.expected() if self.output is None else self.output}
+
+
+@pytest.mark.parametrize(("device_type", "text"), [("npu", None), ("gpu", "it takes no float graph")])
+def test_an_npu_that_computes_in_integers_only_is_of_use(monkeypatch, device_type, text):
+    """Hexagon v68 opens no float graph: tried with one alone it would be shown as broken, and its int8 models left out."""
+    fake = Fake(nodes={"XExecutionProvider": 7}, takes="probe-int8")
+    monkeypatch.setattr("agent.device.runtimes.catalogue.open_runtime", lambda _: fake)
+
+    assert try_device(Candidate("XExecutionProvider", device_type, "probe", 1)) == text
 
 
 @pytest.mark.parametrize(

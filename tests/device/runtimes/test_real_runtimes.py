@@ -154,6 +154,32 @@ answer = {
     assert "offers no npu device here; it offers: cpu" in found["npu"]
 
 
+def test_qualcomms_npu_that_computes_in_integers_only_is_of_use(
+    accelerators: Path, in_child: Callable[..., Any], tmp_path: Path
+) -> None:
+    """QCS6490 (RB3 Gen 2, `soc_model` 93) opens no float graph; a newer chip does. The probe must find both of use."""
+    code = """
+from agent import resources
+from agent.device.planning.plan import Candidate
+from agent.device.runtimes.catalogue import open_runtime
+from agent.device.runtimes.runtime import Opening
+from agent.device.survey.probe import try_device
+from agent.errors import CandidateError
+
+def npu(chip):
+    return Candidate("QNNExecutionProvider", "cpu", "probe", 1, (("soc_model", chip),), runtime="plugin:onnxruntime_qnn")
+
+def opens_float(chip):
+    try:
+        return bool(open_runtime("plugin:onnxruntime_qnn").open(Opening(resources.probe_model(), npu(chip))))
+    except CandidateError:
+        return False
+
+answer = [[opens_float(chip), try_device(npu(chip))] for chip in ("93", "60")]
+"""
+    assert in_child(code, path=(accelerators / "plugins",)) == [[False, None], [True, None]]
+
+
 def test_graph_that_an_npu_takes_in_parts_is_kept_with_the_weights_of_the_rest(
     accelerators: Path, in_child: Callable[..., Any], tmp_path: Path
 ) -> None:

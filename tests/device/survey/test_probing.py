@@ -102,6 +102,20 @@ def test_a_driver_that_misbehaves_is_a_finding(pretend, body, texts):
     assert all(text in finding.text for text in texts)
 
 
+def test_a_device_that_takes_nothing_is_shown_with_its_drivers_words(pretend):
+    """What says why is one line on stderr, between others; `ONNX Runtime gave it all to the CPU` helps nobody."""
+    lines = (
+        "\x1b[1;31m2026 [E:onnxruntime:Default, bridge.cc:2310 Create] a.cc:141 Device NPU is not available\n\x1b[m",
+        "2026 [W:onnxruntime:Default, state.cc:1066 Create] Failed to create XExecutionProvider.",
+        "2026 [E:onnxruntime:, session.cc:2466 Init] fallback to CPU EP has been explicitly disabled by the user.",
+    )
+    said = "X npu probe runs none of this model: ONNX Runtime gave it all to CPUExecutionProvider"
+    pretend(try_=f"say({{'is': 'tried', 'unusable': {said!r}}}); print({chr(10).join(lines)!r}, file=sys.stderr)")
+
+    (npu,) = probe_facts(("built-in", "plugin:x")).unusable_devices
+    assert npu.unusable == f"{said}; it says: a.cc:141 Device NPU is not available"
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [

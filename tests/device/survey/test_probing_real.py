@@ -40,7 +40,7 @@ def test_plugins_and_another_wheel_beside_the_built_in_runtime(accelerators, plu
         assert "registered and offers no device here" in finding.text
         assert "Intel processors only" in finding.text
         assert "pip install --no-deps --target FOLDER onnxruntime-openvino" in finding.text
-        assert found[folder, "OpenVINOExecutionProvider", "npu"].unusable
+        assert "[OpenVINO] Device NPU is not available" in found[folder, "OpenVINOExecutionProvider", "npu"].unusable
 
 
 @pytest.mark.parametrize(
