@@ -52,20 +52,19 @@ class WakeAt:
 
 
 Action = Use | Try | SetCondition | ClearCondition | WakeAt
+Place = tuple[str, str, str, str]
 
 
-def place(candidate: Candidate) -> tuple[str, str, str]:
-    """Return what of a candidate can fail at run time: a provider, of a runtime, on a kind of device."""
-    return candidate.runtime, candidate.provider, candidate.device_type
+def place(candidate: Candidate) -> Place:
+    """Return what of a candidate can fail at run time: a provider, of a runtime, on a device."""
+    return candidate.runtime, candidate.provider, candidate.device_type, candidate.device
 
 
-def fallbacks(
-    ranked: Sequence[Candidate], used: Candidate, failed: frozenset[tuple[str, str, str]]
-) -> tuple[Candidate, ...]:
+def fallbacks(ranked: Sequence[Candidate], used: Candidate, failed: frozenset[Place]) -> tuple[Candidate, ...]:
     """Return what may take over from `used`, best first: one a place, none that failed, and nothing after the plain CPU."""
     if used.is_plain_cpu:
         return ()
-    left: dict[tuple[str, str, str], Candidate] = {}
+    left: dict[Place, Candidate] = {}
     for candidate in ranked:
         if place(candidate) != place(used) and place(candidate) not in failed:
             left.setdefault(place(candidate), candidate)
@@ -94,7 +93,7 @@ class Degrading:
     count: int = field(default=0, init=False)
     """How often a failure was answered with another candidate."""
     retry_at_s: float | None = field(default=None, init=False)
-    _failed: set[tuple[str, str, str]] = field(default_factory=set, init=False)
+    _failed: set[Place] = field(default_factory=set, init=False)
     _is_trying: bool = field(default=False, init=False)
     _is_returning: bool = field(default=False, init=False)
     _returned_s: float | None = field(default=None, init=False)

@@ -6,6 +6,7 @@ and pictures are numbered: an event that is lost, or made twice, leaves a gap or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -52,6 +53,35 @@ def test_unplugged_device_is_left_at_once_and_taken_back_later(board: Board, pri
     made_by = board.providers()
     printer(f"events: {len(made_by)}, lost: 0, by {', then '.join(provider for provider, _ in groupby(made_by))}")
     assert CPU not in made_by[made_by.index(SWIFT) :], "the next best was there: there was no need for the processor"
+
+
+def test_second_gpu_of_two_takes_over_when_the_faster_is_pulled_out(board: Board) -> None:
+    """The slower one is listed first. Both are measured and named, and who requires a GPU is content with either."""
+    pair = [
+        {**device(name, ms), "provider": ep("Pair"), "device_type": "gpu"} for name, ms in (("Mild", 14), ("Hot", 6))
+    ]
+    board.declare(*pair)
+    board.try_on((ep("Pair"), "gpu"))
+    camera = board.camera(fallback="require")
+    board.start(models={MODEL: {"bundle": str(board.bundle()), "run_on": "gpu"}}, cameras={CAMERA: camera})
+    board.until(lambda: on_device(board) == "Hot" and board.serves(ep("Pair")), "events of the faster one")
+    plan = board.plan()
+    assert [each.label for each in plan.ranked[:2]] == ["Pair gpu fp32 on Hot", "Pair gpu fp32 on Mild"]
+    assert re.search("on Hot has the lowest .* next is Pair gpu fp32 on Mild with", plan.reason)
+    unplug(board.hardware, "Hot")
+    board.until(lambda: on_device(board) == "Mild", "the other one at work")
+    before = len(board.providers())
+    board.until(lambda: board.serves(ep("Pair"), after=before), "its events")
+    board.until(lambda: "on Hot failed" in text(board, f"accelerator-degraded/{MODEL}"), "the condition")
+    nothing_is_lost(board)
+    assert {name for name, said in board.all_conditions if "Hot" in said} == {f"accelerator-degraded/{MODEL}"}
+    assert set(board.providers()) == {ep("Pair")}, "there was no need for the processor"
+
+
+def on_device(board: Board) -> str:
+    """Return which of several devices of one kind the session is on."""
+    actual = board.model().get("actual") or {}
+    return str(actual.get("device", ""))
 
 
 def test_required_pipeline_waits_for_its_device_and_goes_on_when_it_is_back(board: Board) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +49,16 @@ def test_another_variant_on_the_device_that_failed_does_not_take_over():
     it = machine(GPU, GPU_FP32, OTHER_CPU, CPU, CPU_1)
     assert uses(it.failed(GPU, "x", 0.0)) == [OTHER_CPU]
     assert uses(it.failed(OTHER_CPU, "x", 1.0)) == [CPU]
+
+
+def test_another_device_of_the_same_kind_takes_over_by_its_name():
+    """One of two cards was pulled out; the other is as good as ever."""
+    fast, slow = (replace(GPU, device=name) for name in ("RTX 3060", "UHD 770"))
+    it = machine(fast, replace(fast, variant="fp32"), slow, CPU)
+    use, said, _ = it.failed(fast, "device lost", 0.0)
+    assert use == Use(slow, (CPU,))
+    assert "gpu fp16 on RTX 3060 failed" in said.text
+    assert "gpu fp16 on UHD 770 runs meanwhile" in said.text
 
 
 def test_what_is_slower_than_the_plain_cpu_is_no_fallback():

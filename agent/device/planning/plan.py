@@ -65,6 +65,8 @@ class Candidate:
     session_options: tuple[tuple[str, str], ...] = ()
     runtime: str = BUILT_IN
     """Which runtime brings the provider (`EpDevice.runtime`): enough for any process to open it."""
+    device: str = ""
+    """Which of several devices of this provider and type (`Facts.key_of`); empty where there is one."""
 
     @property
     def is_plain_cpu(self) -> bool:
@@ -74,18 +76,21 @@ class Candidate:
     @property
     def prepared_name(self) -> str:
         """The name of the folder, inside the plan's, for what this candidate compiles: threads do not change that."""
-        text = json.dumps(
-            [self.provider, self.device_type, self.variant, self.options, self.session_options, self.runtime]
-        )
+        parts = [self.provider, self.device_type, self.variant, self.options, self.session_options, self.runtime]
+        text = json.dumps([*parts, self.device] if self.device else parts)
         return f"{self.variant}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
     def label(self) -> str:
-        """A short name, such as `CPU int8 ×2` or `OpenVINO npu int8`. Beside others, `labels` tells them apart."""
+        """A short name, such as `CPU int8 ×2`, `OpenVINO npu int8` or `Dml gpu fp16 on NVIDIA GeForce RTX 3060`.
+
+        Beside others, `labels` tells them apart.
+        """
         provider = self.provider.removesuffix("ExecutionProvider")
+        place = f" on {self.device}" if self.device else ""
         if self.device_type == "cpu":
-            return f"{provider} {self.variant} ×{self.threads}"
-        return f"{provider} {self.device_type} {self.variant}"
+            return f"{provider} {self.variant} ×{self.threads}{place}"
+        return f"{provider} {self.device_type} {self.variant}{place}"
 
 
 def _moment(text: str) -> str:

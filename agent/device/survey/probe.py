@@ -38,9 +38,8 @@ def answer(question: Message) -> Message:
         case "list":
             return list_devices(str(question["runtime"]))
         case "try":
-            candidate = Candidate(
-                str(question["provider"]), str(question["device_type"]), "probe", 1, runtime=str(question["runtime"])
-            )
+            place = {name: str(question[name]) for name in ("provider", "device_type", "runtime", "device")}
+            candidate = Candidate(variant="probe", threads=1, **place)
             return {"is": "tried", "unusable": try_device(candidate)}
     return {"is": "failed", "text": f"no question: {question}"}
 

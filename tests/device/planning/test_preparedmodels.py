@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def test_the_best_three_of_a_plan_are_kept(tmp_path):
     preparedmodels.keep_best(tmp_path, PLAN)
 
     assert {each.name for each in (tmp_path / PLAN.key).iterdir()} == {each.prepared_name for each in CANDIDATES[:3]}
+
+
+def test_each_of_several_devices_has_a_folder_of_its_own_and_the_only_one_keeps_its_old_name():
+    """What one card's driver compiled is not the other's; and an update must not throw away what took minutes to compile."""
+    gpu = Candidate("DmlExecutionProvider", "gpu", "fp16", 1)
+    assert gpu.prepared_name == "fp16-eb4d88841962"
+    assert len({each.prepared_name for each in (gpu, replace(gpu, device="a"), replace(gpu, device="b"))}) == 3
 
 
 def test_the_newest_eight_plans_are_kept_and_the_one_in_use(tmp_path):

@@ -11,6 +11,7 @@ import yaml
 
 from agent.device.planning.plan import Candidate
 from agent.device.runtimes import ortdevices, ortsession
+from agent.device.runtimes.builtin import BuiltInRuntime
 from agent.device.runtimes.catalogue import open_runtime
 from agent.device.runtimes.providers import (
     TABLE,
@@ -56,6 +57,46 @@ def test_device_is_described_by_what_stays() -> None:
     assert (described.device_type, described.vendor, described.name) == ("gpu", "Intel", "Arc B580")
     assert described.metadata == (("Discrete", "1"), ("ov_device", "GPU"))
     assert (described.driver_version, described.library_version, described.runtime) == ("", "1.8.1", "plugin:x")
+
+
+def adapter(name: str, address: str = "", kind: str = "GPU") -> SimpleNamespace:
+    metadata = {key: value for key, value in (("Description", name), ("pci_bus_id", address)) if value}
+    hardware = SimpleNamespace(
+        type=SimpleNamespace(name=kind), vendor="V", vendor_id=0x8086, device_id=0x56A5, metadata=metadata
+    )
+    return SimpleNamespace(ep_name="DmlExecutionProvider", ep_metadata={}, device=hardware)
+
+
+INTEGRATED, DISCRETE, AT_1, AT_3 = adapter("UHD 770"), adapter("RTX 3060"), adapter("X", "01:0"), adapter("X", "03:0")
+NAMELESS = adapter("")
+
+
+@pytest.mark.parametrize(
+    ("here", "device", "expected"),
+    [
+        pytest.param([INTEGRATED, DISCRETE], "RTX 3060", DISCRETE, id="by its name"),
+        pytest.param([DISCRETE], "RTX 3060", DISCRETE, id="the one that is left"),
+        pytest.param([INTEGRATED], "RTX 3060", None, id="gone"),
+        pytest.param([AT_1, AT_3], "X 03:0", AT_3, id="one of two equal cards"),
+        pytest.param([AT_1], "X 03:0", None, id="its twin is not it"),
+        pytest.param([AT_3], "X 03:0", AT_3, id="the twin is gone"),
+        pytest.param([INTEGRATED, DISCRETE], "", INTEGRATED, id="any"),
+        pytest.param([NAMELESS, DISCRETE], "[8086:56a5]", NAMELESS, id="Linux tells no name"),
+    ],
+)
+def test_session_is_made_on_the_device_that_the_candidate_means(
+    monkeypatch: pytest.MonkeyPatch, here: list[SimpleNamespace], device: str, expected: SimpleNamespace | None
+) -> None:
+    """By the provider's name alone ONNX Runtime would take the other card, in silence."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["DmlExecutionProvider"])
+    monkeypatch.setattr(ortdevices, "ep_devices", lambda: here)
+    runtime, candidate = BuiltInRuntime(), Candidate("DmlExecutionProvider", "gpu", "fp16", 1, device=device)
+    if expected is not None:
+        assert runtime._devices_for(candidate) == [expected]
+        return
+    with pytest.raises(CandidateError, match=f"offers no gpu {device} here; it offers: ") as caught:
+        runtime._devices_for(candidate)
+    assert here[0].device.metadata["Description"] in str(caught.value)
 
 
 @pytest.mark.parametrize("provider", TABLE, ids=lambda each: f"{each.name}{each.is_plugin}")
