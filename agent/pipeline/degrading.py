@@ -5,8 +5,8 @@
                                └──┘                       └──────▶ degraded ◀┘     (each time the delay doubles)
 
 No thread, no process, no clock: `agent.running` carries the actions out. What takes over is the plan's next best that is not
-on a device that failed (`place`): another number of threads does not mend a driver. The plain CPU provider is the end of the
-way; what fails there is not the provider's fault, and supervision deals with it. Each failure is answered by one `Use` at
+on a device that failed (`Candidate.place`): another number of threads does not mend a driver. The plain CPU provider is the end
+of the way; what fails there is not the provider's fault, and supervision deals with it. Each failure is answered by one `Use` at
 most: one that comes late, of a candidate that was left already, does not matter.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from agent.backoff import Backoff
 from agent.clock import Random
-from agent.device.planning.plan import Candidate
+from agent.device.planning.plan import Candidate, Place
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.log import brief
 
@@ -52,12 +52,6 @@ class WakeAt:
 
 
 Action = Use | Try | SetCondition | ClearCondition | WakeAt
-Place = tuple[str, str, str, str]
-
-
-def place(candidate: Candidate) -> Place:
-    """Return what of a candidate can fail at run time: a provider, of a runtime, on a device."""
-    return candidate.runtime, candidate.provider, candidate.device_type, candidate.device
 
 
 def fallbacks(ranked: Sequence[Candidate], used: Candidate, failed: frozenset[Place]) -> tuple[Candidate, ...]:
@@ -66,8 +60,8 @@ def fallbacks(ranked: Sequence[Candidate], used: Candidate, failed: frozenset[Pl
         return ()
     left: dict[Place, Candidate] = {}
     for candidate in ranked:
-        if place(candidate) != place(used) and place(candidate) not in failed:
-            left.setdefault(place(candidate), candidate)
+        if candidate.place != used.place and candidate.place not in failed:
+            left.setdefault(candidate.place, candidate)
         if candidate.is_plain_cpu:
             break
     return tuple(left.values())
@@ -136,7 +130,7 @@ class Degrading:
             text = f"{candidate.label} failed and nothing else passed here: {brief(reason)}"
             return [SetCondition(self.condition, "error", f"{text}; it is started again")]
         must_wait = candidate == self.first or self._is_returning
-        self._failed.add(place(candidate))
+        self._failed.add(candidate.place)
         self._is_returning = False
         self.used = left[0]
         self.count += 1

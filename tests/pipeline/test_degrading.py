@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.device.planning.plan import Candidate
 from agent.health.conditions import ClearCondition, SetCondition
-from agent.pipeline.degrading import RETRY_FIRST_S, RETRY_LIMIT_S, STABLE_S, Degrading, Try, Use, WakeAt, place
+from agent.pipeline.degrading import RETRY_FIRST_S, RETRY_LIMIT_S, STABLE_S, Degrading, Try, Use, WakeAt
 from simulator.clock import SeededRandom
 
 NPU = Candidate("VendorExecutionProvider", "npu", "int8", 1, runtime="plugin:vendor")
@@ -210,7 +210,7 @@ def test_whatever_happens_in_any_order_something_that_passed_is_used(ranked, wor
             assert it.used == used
         if word == "failed" and not used.is_plain_cpu and any(each.is_plain_cpu for each in ranked):
             assert it.used != used, "stuck on what failed, though the plain CPU passed"
-            assert place(it.used) != place(used)
+            assert it.used.place != used.place
         if it.is_degraded:
             assert it.retry_at_s is not None or it._is_trying or it._is_returning, "the first choice was forgotten"
             assert it.reason

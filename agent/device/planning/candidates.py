@@ -54,7 +54,8 @@ def candidates(
             if why is None:
                 found.setdefault(candidate)
             else:
-                refused.setdefault(_group(candidate, why), Outcome(candidate, refusal=why[1], cause=why[0]))
+                about = replace(candidate, device="") if why[0] == "lacking" else candidate
+                refused.setdefault(_group(about, why), Outcome(about, refusal=why[1], cause=why[0]))
     if not any(candidate.is_plain_cpu for candidate in found):
         found |= dict.fromkeys(_plain_cpu(facts, manifest, present, cores))
     return list(found), list(refused.values())

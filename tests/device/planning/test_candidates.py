@@ -153,6 +153,11 @@ def test_devices_of_a_kind_take_turns_and_a_broken_one_is_refused_alone():
     assert [(each.candidate.device, each.refusal) for each in refused if each.cause == "unusable"] == [
         ("Arc", "present but unusable: no firmware")
     ]
+    _, refused = candidates(facts, profile(GPU, CPU), manifest("fp32"))
+    assert [each.candidate.label for each in refused if each.candidate.variant == "fp16"] == [
+        "Dml gpu fp16",
+        "Dml gpu fp16 on Arc",
+    ], "what the bundle lacks is said once"
 
 
 def test_each_combination_of_options_is_a_candidate():

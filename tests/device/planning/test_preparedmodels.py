@@ -22,14 +22,17 @@ def fill(folder: Path, age: int = 0) -> Path:
     return folder
 
 
-def test_the_best_three_of_a_plan_are_kept(tmp_path):
+def test_the_best_three_of_a_plan_are_kept_and_the_best_on_another_device(tmp_path):
     """The choice, and what takes over when it fails: without compiling while nobody is served."""
-    for candidate in CANDIDATES:
+    elsewhere = replace(CANDIDATES[3], device="the second GPU")
+    ranked = (*CANDIDATES, elsewhere)
+    for candidate in ranked:
         fill(tmp_path / PLAN.key / candidate.prepared_name)
 
-    preparedmodels.keep_best(tmp_path, PLAN)
+    preparedmodels.keep_best(tmp_path, replace(PLAN, ranked=ranked))
 
-    assert {each.name for each in (tmp_path / PLAN.key).iterdir()} == {each.prepared_name for each in CANDIDATES[:3]}
+    kept = {each.name for each in (tmp_path / PLAN.key).iterdir()}
+    assert kept == {each.prepared_name for each in (*CANDIDATES[:3], elsewhere)}
 
 
 def test_each_of_several_devices_has_a_folder_of_its_own_and_the_only_one_keeps_its_old_name():
