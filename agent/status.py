@@ -14,7 +14,7 @@ from agent.bundle.manifest import Variant
 from agent.device.facts import Facts
 from agent.device.planning.plan import Candidate, Outcome, Plan, labels
 from agent.health.conditions import Condition
-from agent.pipeline.messages import PipelineBeat, SessionFacts
+from agent.pipeline.messages import PipelineBeat, SessionFacts, where_it_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ def _model_metrics(model: ModelStatus) -> dict[str, Any]:
     session = model.session
     return {
         "requested": model.used.label if model.used else None,
-        "actual": f"{session['provider']} {session['device_type']}" if session else None,
+        "actual": where_it_runs(session) if session else None,
         "variant": session["variant"] if session else None,
         "is_fallback": model.fallback is not None,
         "is_interim": bool(model.meanwhile),

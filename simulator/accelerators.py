@@ -124,11 +124,13 @@ class VirtualRuntime:
 
     def _accelerator(self, candidate: Candidate) -> Accelerator:
         wanted = (candidate.provider, candidate.device_type)
-        found = next((a for a in self._hardware.accelerators if (a.provider, a.device_type) == wanted), None)
+        alike = [each for each in self._hardware.accelerators if (each.provider, each.device_type) == wanted]
+        found = next((each for each in alike if self._ep_device(each).is_called(candidate.device)), None)
         if found is None or trouble_of(marker(self._path, found.name)) == "unplugged":
-            here = ", ".join(f"{device.provider} ({device.device_type})" for device in self.devices()) or "nothing"
+            here = ", ".join(f"{each.provider} ({each.device_type}) {each.name}" for each in self.devices())
+            wanted_words = f"{candidate.device_type} {candidate.device or 'device'} of {candidate.provider}"
             raise CandidateError(
-                f"no {candidate.device_type} device of {candidate.provider} here; this runtime offers {here}",
+                f"no {wanted_words} here; this runtime offers {here or 'nothing'}",
                 where=str(self._path),
                 hint="plug it in, or take it out of the profile",
             )
@@ -380,5 +382,5 @@ def _open_plain(opening: Opening, *, prepared: Path | None) -> RuntimeSession:
     """Open the model on the real processor with as many threads as the candidate has."""
     candidate = opening.candidate
     options = tuple(option for option in candidate.session_options if option != NO_FALLBACK)
-    plain = replace(candidate, provider=CPU, device_type="cpu", options=(), session_options=options, runtime=BUILT_IN)
+    plain = Candidate(CPU, "cpu", candidate.variant, candidate.threads, session_options=options)
     return open_any_runtime(BUILT_IN).open(replace(opening, candidate=plain, prepared=prepared))

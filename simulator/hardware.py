@@ -1,6 +1,6 @@
 """A hardware file: accelerators that do not exist, and what is wrong with them. The format of simulator/hardware/*.yaml.
 
-Takes a YAML file; gives `Hardware`. Refuses unknown keys, two devices that nothing tells apart, and times that are no
+Takes a YAML file; gives `Hardware`. Refuses unknown keys, two devices of one name, and times that are no
 times, each with file:line:column. Also the switch beside the file by which a test pulls a device out, or breaks it, while
 other processes use it: a marker file that every session looks at before each run.
 """
@@ -124,14 +124,11 @@ class Hardware(_Strict):
 
     @model_validator(mode="after")
     def _tells_devices_apart(self) -> Self:
-        kinds = [(each.provider, each.device_type) for each in self.accelerators]
-        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
-            raise ValueError(f"two accelerators are {twice[0]} ({twice[1]}): a candidate could not say which it means")
-        if ("CPUExecutionProvider", "cpu") in kinds:
+        if any((each.provider, each.device_type) == ("CPUExecutionProvider", "cpu") for each in self.accelerators):
             raise ValueError("the plain CPU provider stands under `cpu:`, not under `accelerators:`")
         names = [_slug(each.name) for each in self.accelerators]
         if again := next((each.name for each in self.accelerators if names.count(_slug(each.name)) > 1), None):
-            raise ValueError(f"two accelerators are called {again!r}: nobody could unplug one of them")
+            raise ValueError(f"two accelerators are called {again!r}: nothing would tell which is meant")
         return self
 
 

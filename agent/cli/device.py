@@ -89,8 +89,8 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("Memory", _memory(facts)),
         ("Runtime", f"ONNX Runtime {facts.runtime_version}" if facts.runtime_version else "none: see the findings"),
     ]
-    rows += [("Device", _ep_device(each)) for each in facts.devices_here if each.unusable is None]
-    rows += [("Unusable", f"{_ep_device(each)}: {each.unusable}") for each in facts.unusable_devices]
+    rows += [("Device", _ep_device(facts, each)) for each in facts.devices_here if each.unusable is None]
+    rows += [("Unusable", f"{_ep_device(facts, each)}: {each.unusable}") for each in facts.unusable_devices]
     rows += [("Accelerator", _accelerator(facts, each)) for each in facts.accelerators]
     rows += [("Camera", f"{camera.path}  {camera.name}") for camera in facts.cameras] or [("Camera", "none found")]
     rows += [("Temperature", f"{zone.name} {zone.celsius:.1f} °C") for zone in facts.thermal_zones]
@@ -116,10 +116,10 @@ def _memory(facts: Facts) -> str:
     return text if limit is None else f"{text}, limited to {limit / 2**20:.0f} MiB"
 
 
-def _ep_device(device: EpDevice) -> str:
+def _ep_device(facts: Facts, device: EpDevice) -> str:
     from agent.device.facts import BUILT_IN
 
-    words = [device.provider, device.device_type, device.vendor, device.name]
+    words = [device.provider, device.device_type, device.vendor, facts.key_of(device) or device.name]
     if device.driver_version:
         words.append(f"driver {device.driver_version}")
     if device.runtime != BUILT_IN:

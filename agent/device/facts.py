@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,9 +19,14 @@ VENDOR_OF_PROVIDER = {
 }  # fmt: skip
 """Whose hardware a provider drives. Those that are not here (DirectML, WebGPU, NNAPI) drive anybody's."""
 
-_CHANGES_WITH_A_START = frozenset({"luid", "card_idx", "pci_bus_id", "dxgiadapternumber", "dxgihighperformanceindex"})
-"""Metadata that ONNX Runtime's device discovery gives and that names a device for this start only: Windows hands out a new
-LUID with each start of the driver, Linux numbers cards in the order in which their drivers came."""
+_CHANGES_WITH_A_START = frozenset(
+    {
+        "luid", "card_idx", "pci_bus_id", "dxgiadapternumber", "dxgihighperformanceindex",
+        "device_luid", "device_pci_info", "gpu_memory_statistics", "npu_device_alloc_mem_size",
+    }
+)  # fmt: skip
+"""Metadata that ONNX Runtime's device discovery and OpenVINO (the second line) give and that holds for this start only: Windows
+hands out a new LUID with each start of the driver, Linux numbers cards in the order in which their drivers came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,20 @@ class EpDevice:
     def is_plain_cpu(self) -> bool:
         """Whether it is ONNX Runtime's own CPU provider, which is always there and accelerates nothing."""
         return self.provider == "CPUExecutionProvider"
+
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """What several devices may have in common: runtime, provider and type."""
+        return self.runtime, self.provider, self.device_type
+
+    @property
+    def name_and_address(self) -> str:
+        """Its name with its place on the PCI bus, where ONNX Runtime tells that (Linux): two equal cards differ in it."""
+        return f"{self.name} {dict(self.metadata).get('pci_bus_id', '')}".strip()
+
+    def is_called(self, key: str) -> bool:
+        """Whether a candidate with this key (`Facts.key_of`) may mean it; one without a key means any of its kind."""
+        return key in ("", self.name, self.name_and_address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +180,19 @@ class Facts:
         )
         text = json.dumps(deciding, sort_keys=True, default=sorted)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def key_of(self, device: EpDevice) -> str:
+        """Return what a candidate calls a device by; empty where its runtime offers one of its kind only, or one without a name.
+
+        The name, and with it the address where others bear the same name. It never depends on the order of the list, nor on who
+        else is still there when it is looked for. Equal cards without an address have one key, and the first of them is used.
+        """
+        alike = [each for each in self.ep_devices if each.kind == device.kind]
+        names = Counter(each.name for each in alike)
+        keys = {each.name if names[each.name] == 1 else each.name_and_address for each in alike}
+        if len(keys) == 1 or "" in keys:
+            return ""
+        return device.name if names[device.name] == 1 else device.name_and_address
 
     @property
     def unused_accelerators(self) -> tuple[Accelerator, ...]:

@@ -46,6 +46,7 @@ class Loaded:
         return SessionFacts(
             provider=candidate.provider,
             device_type=candidate.device_type,
+            device=candidate.device,
             runtime=candidate.runtime,
             variant=candidate.variant,
             threads=candidate.threads,

@@ -5,8 +5,8 @@
                                └──┘                       └──────▶ degraded ◀┘     (each time the delay doubles)
 
 No thread, no process, no clock: `agent.running` carries the actions out. What takes over is the plan's next best that is not
-on a device that failed (`place`): another number of threads does not mend a driver. The plain CPU provider is the end of the
-way; what fails there is not the provider's fault, and supervision deals with it. Each failure is answered by one `Use` at
+on a device that failed (`Candidate.place`): another number of threads does not mend a driver. The plain CPU provider is the end
+of the way; what fails there is not the provider's fault, and supervision deals with it. Each failure is answered by one `Use` at
 most: one that comes late, of a candidate that was left already, does not matter.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from agent.backoff import Backoff
 from agent.clock import Random
-from agent.device.planning.plan import Candidate
+from agent.device.planning.plan import Candidate, Place
 from agent.health.conditions import ClearCondition, SetCondition
 from agent.log import brief
 
@@ -54,21 +54,14 @@ class WakeAt:
 Action = Use | Try | SetCondition | ClearCondition | WakeAt
 
 
-def place(candidate: Candidate) -> tuple[str, str, str]:
-    """Return what of a candidate can fail at run time: a provider, of a runtime, on a kind of device."""
-    return candidate.runtime, candidate.provider, candidate.device_type
-
-
-def fallbacks(
-    ranked: Sequence[Candidate], used: Candidate, failed: frozenset[tuple[str, str, str]]
-) -> tuple[Candidate, ...]:
+def fallbacks(ranked: Sequence[Candidate], used: Candidate, failed: frozenset[Place]) -> tuple[Candidate, ...]:
     """Return what may take over from `used`, best first: one a place, none that failed, and nothing after the plain CPU."""
     if used.is_plain_cpu:
         return ()
-    left: dict[tuple[str, str, str], Candidate] = {}
+    left: dict[Place, Candidate] = {}
     for candidate in ranked:
-        if place(candidate) != place(used) and place(candidate) not in failed:
-            left.setdefault(place(candidate), candidate)
+        if candidate.place != used.place and candidate.place not in failed:
+            left.setdefault(candidate.place, candidate)
         if candidate.is_plain_cpu:
             break
     return tuple(left.values())
@@ -94,7 +87,7 @@ class Degrading:
     count: int = field(default=0, init=False)
     """How often a failure was answered with another candidate."""
     retry_at_s: float | None = field(default=None, init=False)
-    _failed: set[tuple[str, str, str]] = field(default_factory=set, init=False)
+    _failed: set[Place] = field(default_factory=set, init=False)
     _is_trying: bool = field(default=False, init=False)
     _is_returning: bool = field(default=False, init=False)
     _returned_s: float | None = field(default=None, init=False)
@@ -137,7 +130,7 @@ class Degrading:
             text = f"{candidate.label} failed and nothing else passed here: {brief(reason)}"
             return [SetCondition(self.condition, "error", f"{text}; it is started again")]
         must_wait = candidate == self.first or self._is_returning
-        self._failed.add(place(candidate))
+        self._failed.add(candidate.place)
         self._is_returning = False
         self.used = left[0]
         self.count += 1

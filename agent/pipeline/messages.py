@@ -125,6 +125,8 @@ class SessionFacts(TypedDict):
 
     provider: str
     device_type: str
+    device: str
+    """Which of several of its provider and type; empty where there is one."""
     runtime: str
     variant: str
     threads: int
@@ -138,6 +140,11 @@ class SessionFacts(TypedDict):
     was_prepared: bool
     """Loaded from what an earlier session had compiled or optimised."""
     load_ms: float
+
+
+def where_it_runs(session: SessionFacts) -> str:
+    """Return the provider and the device of a session in words."""
+    return f"{session['provider']} {session['device_type']} {session['device']}".rstrip()
 
 
 class Swapped(SessionFacts):

@@ -74,9 +74,11 @@ def elsewhere_at_start(plan: Plan) -> str | None:
 
 
 def elsewhere_degraded(plan: Plan, used: Candidate, reason: str) -> str | None:
-    """Return why what runs after a failure is not what was asked for; None where it still is."""
+    """Return why what runs after a failure is not what was asked for; None where it still is: another device of its kind is."""
     if used == plan.chosen:
         return elsewhere_at_start(plan)
+    if (used.provider, used.device_type) == (plan.chosen.provider, plan.chosen.device_type):
+        return plan.fallback
     if plan.demand.run_on != "auto" and is_requested(used, plan.demand):
         return plan.fallback
     return f"{plan.chosen.label} failed: {reason}"

@@ -33,6 +33,7 @@ from agent.pipeline.messages import (
     Swapped,
     payload_message,
     swap_message,
+    where_it_runs,
 )
 from agent.pipeline.supervision import Action, Kill, Leave, Limits, Start, State, Supervisor, WakeAt
 from agent.pipeline.watch import Watch
@@ -411,8 +412,8 @@ class Workers:
         worker.ready = cast("Ready", {key: facts[key] for key in Ready.__annotations__})  # type: ignore[literal-required]
         nodes = ", ".join(f"{provider} {count}" for provider, count in sorted(facts["nodes"].items())) or "not told"
         log.info(
-            "model %s: asked for %s, runs %s on %s %s (%s); nodes: %s; partitions: %d; loaded in %.0f ms",
-            worker.job.model, worker.job.candidate.label, facts["variant"], facts["provider"], facts["device_type"],
+            "model %s: asked for %s, runs %s on %s (%s); nodes: %s; partitions: %d; loaded in %.0f ms",
+            worker.job.model, worker.job.candidate.label, facts["variant"], where_it_runs(facts),
             facts["runtime"], nodes, sum(facts["partitions"].values()), facts["load_ms"],
         )  # fmt: skip
 

@@ -88,6 +88,14 @@ def test_show_names_what_brings_a_device_and_why_one_is_of_no_use(sees):
     assert as_json["accelerators"][1]["hint"] == "install its driver"
 
 
+def test_show_tells_equal_cards_apart(sees):
+    """Two lines that are the same word for word help nobody who looks for the broken one."""
+    sees(*(replace(NPU, name="Arc", metadata=(("pci_bus_id", f"0000:0{bus}:00.0"),)) for bus in (1, 3)))
+
+    assert "Intel Arc 0000:01:00.0 driver" in show()
+    assert "Intel Arc 0000:03:00.0 driver" in show()
+
+
 def test_accept_makes_what_is_there_the_expected(sees, tmp_path):
     """The card was sold: from now on nobody misses it."""
     absence = Absence(StatePaths(tmp_path).accelerators)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agent.device.planning.plan import Candidate, labels
@@ -29,6 +31,11 @@ def gpu(**options: str) -> Candidate:
             [gpu(load_config='{"A": 1}'), gpu(load_config='{"B": 1}')],
             ['OpenVINO gpu fp16 load_config={"A": 1}', 'OpenVINO gpu fp16 load_config={"B": 1}'],
             id="json-in-full-where-its-values-are-alike",
+        ),
+        pytest.param(
+            [replace(gpu(precision=precision), device=name) for name in ("Arc", "UHD") for precision in ("f16", "f32")],
+            [f"OpenVINO gpu fp16 precision={value} on {name}" for name in ("Arc", "UHD") for value in ("f16", "f32")],
+            id="told-apart-by-a-device",
         ),
         pytest.param(
             [gpu(load_config="{broken"), gpu(load_config="7")],

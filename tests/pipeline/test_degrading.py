@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.device.planning.plan import Candidate
 from agent.health.conditions import ClearCondition, SetCondition
-from agent.pipeline.degrading import RETRY_FIRST_S, RETRY_LIMIT_S, STABLE_S, Degrading, Try, Use, WakeAt, place
+from agent.pipeline.degrading import RETRY_FIRST_S, RETRY_LIMIT_S, STABLE_S, Degrading, Try, Use, WakeAt
 from simulator.clock import SeededRandom
 
 NPU = Candidate("VendorExecutionProvider", "npu", "int8", 1, runtime="plugin:vendor")
@@ -47,6 +49,16 @@ def test_another_variant_on_the_device_that_failed_does_not_take_over():
     it = machine(GPU, GPU_FP32, OTHER_CPU, CPU, CPU_1)
     assert uses(it.failed(GPU, "x", 0.0)) == [OTHER_CPU]
     assert uses(it.failed(OTHER_CPU, "x", 1.0)) == [CPU]
+
+
+def test_another_device_of_the_same_kind_takes_over_by_its_name():
+    """One of two cards was pulled out; the other is as good as ever."""
+    fast, slow = (replace(GPU, device=name) for name in ("RTX 3060", "UHD 770"))
+    it = machine(fast, replace(fast, variant="fp32"), slow, CPU)
+    use, said, _ = it.failed(fast, "device lost", 0.0)
+    assert use == Use(slow, (CPU,))
+    assert "gpu fp16 on RTX 3060 failed" in said.text
+    assert "gpu fp16 on UHD 770 runs meanwhile" in said.text
 
 
 def test_what_is_slower_than_the_plain_cpu_is_no_fallback():
@@ -198,7 +210,7 @@ def test_whatever_happens_in_any_order_something_that_passed_is_used(ranked, wor
             assert it.used == used
         if word == "failed" and not used.is_plain_cpu and any(each.is_plain_cpu for each in ranked):
             assert it.used != used, "stuck on what failed, though the plain CPU passed"
-            assert place(it.used) != place(used)
+            assert it.used.place != used.place
         if it.is_degraded:
             assert it.retry_at_s is not None or it._is_trying or it._is_returning, "the first choice was forgotten"
             assert it.reason

@@ -68,6 +68,7 @@ def test_while_an_accelerator_compiles_nobody_is_warned_and_who_requires_it_wait
     [
         pytest.param("auto", NPU, False, id="the choice"),
         pytest.param("auto", GPU, True, id="auto: anything else"),
+        pytest.param("auto", replace(NPU, device="another"), False, id="auto: another one of its kind"),
         pytest.param("npu", replace(NPU, provider="ThirdExecutionProvider"), False, id="another npu, as asked"),
         pytest.param("npu", GPU, True, id="a gpu where an npu was asked for"),
         pytest.param("VendorExecutionProvider", replace(NPU, device_type="gpu"), False, id="the provider asked for"),

@@ -92,18 +92,10 @@ def answers(session: VirtualSession) -> np.ndarray:
         pytest.param("cpu: {run_ms: {}}", ":1:7", "at least 1", id="no variant"),
         pytest.param(
             "accelerators:\n"
-            "  - {provider: XExecutionProvider, name: a, run_ms: 1}\n"
-            "  - {provider: XExecutionProvider, name: b, run_ms: 1}\n",
-            "",
-            "could not say which",
-            id="two alike",
-        ),
-        pytest.param(
-            "accelerators:\n"
             "  - {provider: XExecutionProvider, name: 'a b', run_ms: 1}\n"
             "  - {provider: YExecutionProvider, name: A-B, run_ms: 1}\n",
             "",
-            "nobody could unplug",
+            "nothing would tell which is meant",
             id="one name twice",
         ),
         pytest.param(
@@ -166,6 +158,19 @@ def test_unplugged_device_is_gone_until_it_is_plugged_in(runtime, file, model):
     plug(file, STICK)
     assert len(here.devices()) == 1
     assert answers(session).shape == (1, 2)
+
+
+def test_one_of_several_devices_is_opened_by_its_name(file, model, clock):
+    """Its speed is its own, and one that is unplugged is not its neighbour."""
+    device = f"provider: {NPU}, run_ms: 10"
+    file.write_text(f"accelerators:\n  - {{{device}, name: left}}\n  - {{{device}, name: right, dies_after: 1}}\n")
+    here = VirtualRuntime(file, load_hardware(file), clock)
+    assert answers(here.open(opening(model, device="left"))).shape == (1, 2)
+    with pytest.raises(CandidateError, match="right"):
+        here.open(opening(model, device="right")).run(PICTURE)
+    with pytest.raises(CandidateError, match=f"no npu right of {NPU} here; this runtime offers {NPU} .npu. left"):
+        here.open(opening(model, device="right"))
+    assert answers(here.open(opening(model, device="left"))).shape == (1, 2)
 
 
 def test_other_devices_candidate_is_refused(runtime, model):

@@ -54,7 +54,8 @@ def candidates(
             if why is None:
                 found.setdefault(candidate)
             else:
-                refused.setdefault(_group(candidate, why), Outcome(candidate, refusal=why[1], cause=why[0]))
+                about = replace(candidate, device="") if why[0] == "lacking" else candidate
+                refused.setdefault(_group(about, why), Outcome(about, refusal=why[1], cause=why[0]))
     if not any(candidate.is_plain_cpu for candidate in found):
         found |= dict.fromkeys(_plain_cpu(facts, manifest, present, cores))
     return list(found), list(refused.values())
@@ -88,23 +89,32 @@ _Why = tuple[Cause, str]
 
 
 def _of_spec(facts: Facts, spec: CandidateSpec, cores: int, demand: Demand) -> Iterator[tuple[Candidate, _Why | None]]:
-    """Yield the candidates of each runtime that offers the provider, with why they cannot be tried."""
+    """Yield the candidates of each runtime that offers the provider, with why they cannot be tried.
+
+    Those of several devices take turns, so that a spent budget leaves out none of the devices.
+    """
     devices = [
         each for each in facts.devices_here if (each.provider, each.device_type) == (spec.provider, spec.device_type)
     ]
     if not devices:
         yield from ((each, _absence(facts, spec)) for each in _expand(spec, cores, demand, BUILT_IN))
     for runtime in dict.fromkeys(device.runtime for device in devices):
-        why = _unusable([device for device in devices if device.runtime == runtime])
-        yield from ((each, why) for each in _expand(spec, cores, demand, runtime))
+        of_key: dict[str, list[EpDevice]] = {}
+        for device in devices:
+            if device.runtime == runtime:
+                of_key.setdefault(facts.key_of(device), []).append(device)
+        why = {key: _unusable(alike) for key, alike in of_key.items()}
+        yield from ((each, why[each.device]) for each in _expand(spec, cores, demand, runtime, of_key))
 
 
-def _expand(spec: CandidateSpec, cores: int, demand: Demand, runtime: str) -> Iterator[Candidate]:
+def _expand(
+    spec: CandidateSpec, cores: int, demand: Demand, runtime: str, keys: Iterable[str] = ("",)
+) -> Iterator[Candidate]:
     # The host's threads decide little where another processor computes: one value, the first, is enough there.
     threads = spec.threads if spec.device_type == "cpu" else spec.threads[:1]
     forced = {NO_CPU_FALLBACK} if demand.is_required and spec.provider != CPU_SPEC.provider else set()
-    choices = product(spec.variants, threads, _combinations(spec.options), _combinations(spec.session_options))
-    for variant, number, options, session_options in choices:
+    choices = product(spec.variants, threads, _combinations(spec.options), _combinations(spec.session_options), keys)
+    for variant, number, options, session_options, key in choices:
         yield Candidate(
             provider=spec.provider,
             device_type=spec.device_type,
@@ -113,6 +123,7 @@ def _expand(spec: CandidateSpec, cores: int, demand: Demand, runtime: str) -> It
             options=options,
             session_options=tuple(sorted({*session_options, *forced})),
             runtime=runtime,
+            device=key,
         )
 
 
@@ -145,7 +156,7 @@ def _absence(facts: Facts, spec: CandidateSpec) -> _Why:
 
 
 def _unusable(devices: list[EpDevice]) -> _Why | None:
-    """Return why none of a runtime's devices can be used; one that works is enough."""
+    """Return why none of these devices, which nothing tells apart, can be used; one that works is enough."""
     reasons = [device.unusable for device in devices if device.unusable is not None]
     return ("unusable", f"present but unusable: {reasons[0]}") if len(reasons) == len(devices) else None
 
@@ -168,4 +179,4 @@ def _misfit(manifest: Manifest, candidate: Candidate) -> _Why | None:
 def _group(candidate: Candidate, why: _Why) -> tuple[object, ...]:
     """Return what tells refusals apart: one line a device is enough, and one a variant where that is what lacks."""
     variant = candidate.variant if why[0] == "lacking" else ""
-    return candidate.provider, candidate.device_type, candidate.runtime, variant
+    return candidate.provider, candidate.device_type, candidate.runtime, candidate.device, variant

@@ -217,7 +217,8 @@ def _comparison(
     compared = [pair for pair in ranked if pair[0] in stayed] or list(ranked)
     fastest, of_fastest = min(compared, key=lambda pair: yardstick.figure(pair[1]))
     if fastest == candidate:
-        others = [pair for pair in compared if pair[0] != candidate]
+        # One that was left behind after a short round may still come before the CPU, which never is.
+        others = [pair for pair in compared if pair[0] != candidate] if ranked[1][0] in stayed else []
         shown = yardstick if others else replace(yardstick, has_p99=False)
         second, of_second = min(others or ranked[1:], key=lambda pair: shown.figure(pair[1]))
         prefix = "" if others else f"{shown.name} "

@@ -52,6 +52,9 @@ class Demand:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
 
+Place = tuple[str, str, str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One way to run a bundle."""
@@ -65,6 +68,8 @@ class Candidate:
     session_options: tuple[tuple[str, str], ...] = ()
     runtime: str = BUILT_IN
     """Which runtime brings the provider (`EpDevice.runtime`): enough for any process to open it."""
+    device: str = ""
+    """Which of several devices of this provider and type (`Facts.key_of`); empty where there is one."""
 
     @property
     def is_plain_cpu(self) -> bool:
@@ -72,20 +77,30 @@ class Candidate:
         return self.provider == "CPUExecutionProvider"
 
     @property
+    def place(self) -> Place:
+        """What of it can fail at run time: a provider, of a runtime, on a device."""
+        return self.runtime, self.provider, self.device_type, self.device
+
+    @property
     def prepared_name(self) -> str:
         """The name of the folder, inside the plan's, for what this candidate compiles: threads do not change that."""
-        text = json.dumps(
-            [self.provider, self.device_type, self.variant, self.options, self.session_options, self.runtime]
-        )
+        parts = [self.provider, self.device_type, self.variant, self.options, self.session_options, self.runtime]
+        text = json.dumps([*parts, self.device] if self.device else parts)
         return f"{self.variant}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
     def label(self) -> str:
-        """A short name, such as `CPU int8 ×2` or `OpenVINO npu int8`. Beside others, `labels` tells them apart."""
+        """A short name, such as `CPU int8 ×2`, `OpenVINO npu int8` or `Dml gpu fp16 on NVIDIA GeForce RTX 3060`.
+
+        Beside others, `labels` tells them apart.
+        """
+        return self.label_with()
+
+    def label_with(self, *more: str) -> str:
+        """Return the label with more words about how, before those about where."""
         provider = self.provider.removesuffix("ExecutionProvider")
-        if self.device_type == "cpu":
-            return f"{provider} {self.variant} ×{self.threads}"
-        return f"{provider} {self.device_type} {self.variant}"
+        how = [self.variant, f"×{self.threads}"] if self.device_type == "cpu" else [self.device_type, self.variant]
+        return " ".join([provider, *how, *more, *(["on", self.device] if self.device else [])])
 
 
 def _moment(text: str) -> str:
@@ -199,10 +214,10 @@ def labels(candidates: Iterable[Candidate]) -> dict[Candidate, str]:
     for candidate in dict.fromkeys(candidates):
         alike.setdefault(candidate.label, []).append(candidate)
     names: dict[Candidate, str] = {}
-    for label, group in alike.items():
-        short = [" ".join([label, *_apart(candidate, group, is_short=True)]) for candidate in group]
+    for group in alike.values():
+        short = [candidate.label_with(*_apart(candidate, group, is_short=True)) for candidate in group]
         if len(set(short)) < len(group):
-            short = [" ".join([label, *_apart(candidate, group, is_short=False)]) for candidate in group]
+            short = [candidate.label_with(*_apart(candidate, group, is_short=False)) for candidate in group]
         names |= zip(group, short, strict=True)
     return names
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 MOST_PLANS = 8
 """Folders kept: this bundle and the one before it, for a few models and demands; an engine may take hundreds of megabytes."""
 KEPT_CANDIDATES = 3
-"""Of a plan: the choice and what takes over when it fails."""
+"""Of a plan: so many of the best, and of the devices that take over when the choice's fails."""
 
 
 def folder_of(root: Path, key: str) -> Path:
@@ -34,7 +34,10 @@ def folder_of(root: Path, key: str) -> Path:
 
 def keep_best(root: Path, plan: Plan) -> None:
     """Remove what the candidates left that are not among the plan's best."""
-    kept = {candidate.prepared_name for candidate in plan.ranked[:KEPT_CANDIDATES]}
+    best_at = {candidate.place: candidate for candidate in reversed(plan.ranked)}
+    places = list(dict.fromkeys(candidate.place for candidate in plan.ranked))[:KEPT_CANDIDATES]
+    best = [*plan.ranked[:KEPT_CANDIDATES], *(best_at[place] for place in places)]
+    kept = {candidate.prepared_name for candidate in best}
     for folder in _folders(root / plan.key):
         if folder.name not in kept:
             _remove(folder)

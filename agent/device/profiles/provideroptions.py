@@ -38,7 +38,7 @@ CHOSEN_BY_HOLDFAST: Mapping[str, str] = {
     "ModelCacheDirectory": "Holdfast keeps compiled models in its own state folder",
     "num_of_threads": "write the candidate's `threads`",
     "nv_runtime_cache_path": "Holdfast keeps compiled models in its own state folder",
-    "performance_preference": "of several GPUs Holdfast takes the strongest",
+    "performance_preference": "each GPU is a candidate of its own, and the best is taken",
     "trt_cuda_graph_enable": _CUDA_GRAPH,
     "trt_engine_cache_enable": "Holdfast keeps compiled models in its own state folder",
     "trt_engine_cache_path": "Holdfast keeps compiled models in its own state folder",

@@ -59,7 +59,8 @@ class BuiltInRuntime:
         matching = ortdevices.matching(devices, candidate)
         if matching and (candidate.provider not in available or not candidate.is_plain_cpu):
             return matching
-        if candidate.provider in available and candidate.device_type in known_devices(candidate.provider):
+        is_known = candidate.provider in available and candidate.device_type in known_devices(candidate.provider)
+        if is_known and not candidate.device:  # by its name alone the provider would take another of its devices
             return []
         raise ortdevices.unavailable(candidate, devices, available)
 

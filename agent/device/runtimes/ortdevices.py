@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnxruntime
@@ -12,6 +12,7 @@ from agent.device.facts import EpDevice
 from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import NO_PROVIDERS, known_devices
 from agent.errors import CandidateError
+from agent.log import brief
 
 _NOT_THE_DEVICES = frozenset({"version", "library_path", "Description", "LUID", "DxgiAdapterNumber"})
 """Metadata that is shown elsewhere, or changes without the device: a path of the installation, Windows' numbers of one boot."""
@@ -48,7 +49,7 @@ def describe(device: onnxruntime.OrtEpDevice, *, runtime: str, library_version: 
         provider=str(device.ep_name),
         device_type=device_type(device),
         vendor=str(device.device.vendor),
-        name=str(metadata.get("Description", "")),
+        name=_name(device, metadata),
         driver_version=str(metadata.get("driver_version", "")),
         metadata=tuple(
             sorted((str(key), str(value)) for key, value in metadata.items() if key not in _NOT_THE_DEVICES)
@@ -56,6 +57,14 @@ def describe(device: onnxruntime.OrtEpDevice, *, runtime: str, library_version: 
         runtime=runtime,
         library_version=library_version,
     )
+
+
+def _name(device: onnxruntime.OrtEpDevice, metadata: Mapping[str, str]) -> str:
+    """Return what Windows or OpenVINO calls it, else its PCI number as in the operating system's list: Linux tells no name."""
+    name = str(metadata.get("Description") or metadata.get("FULL_DEVICE_NAME") or "")
+    if name or device_type(device) == "cpu":
+        return brief(name)
+    return f"[{device.device.vendor_id:04x}:{device.device.device_id:04x}]"
 
 
 def device_type(device: onnxruntime.OrtEpDevice) -> str:
@@ -71,16 +80,25 @@ def in_order(devices: Iterable[EpDevice]) -> tuple[EpDevice, ...]:
 
 
 def matching(devices: Sequence[Any], candidate: Candidate) -> list[Any]:
-    """Return the device for a candidate: of several of its kind the strongest, which nothing in ONNX Runtime's order tells.
+    """Return the device for a candidate: of several that it may mean the strongest, which ONNX Runtime's order does not tell.
 
-    One: a plugin takes several only to split one graph, which no profile asks for.
+    One: a plugin takes several only to split one graph, which no profile asks for. One that is gone is not answered with
+    another of its kind.
     """
-    own = [
+    meant = [device for device in _alike(devices, candidate) if _called(device).is_called(candidate.device)]
+    return sorted(meant, key=_weakness)[:1]
+
+
+def _alike(devices: Sequence[Any], candidate: Candidate) -> list[Any]:
+    return [
         device
         for device in devices
         if device.ep_name == candidate.provider and device_type(device) == candidate.device_type
     ]
-    return sorted(own, key=_weakness)[:1]
+
+
+def _called(device: onnxruntime.OrtEpDevice) -> EpDevice:
+    return describe(device, runtime="", library_version="")
 
 
 def _weakness(device: onnxruntime.OrtEpDevice) -> tuple[bool, int, bool, str]:
@@ -98,6 +116,12 @@ def _weakness(device: onnxruntime.OrtEpDevice) -> tuple[bool, int, bool, str]:
 
 def unavailable(candidate: Candidate, devices: Sequence[Any], available: Sequence[str] = ()) -> CandidateError:
     """Say what there is in place of what a candidate asks for."""
+    if candidate.device:
+        here = ", ".join(_called(device).name_and_address for device in _alike(devices, candidate)) or "nothing"
+        return CandidateError(
+            f"{candidate.provider} offers no {candidate.device_type} {candidate.device} here; it offers: {here}",
+            hint="plug it in again, or mend its driver",
+        )
     types = {device_type(device) for device in devices if device.ep_name == candidate.provider}
     if candidate.provider in available:
         types |= set(known_devices(candidate.provider))

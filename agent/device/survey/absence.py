@@ -50,14 +50,19 @@ _record: TypeAdapter[Record] = TypeAdapter(Record)
 
 def compare(record: Record, facts: Facts) -> Comparison:
     """Compare what was there with what is. Pure."""
-    working = {device_key(each) for each in facts.ep_devices if each.unusable is None and not each.is_plain_cpu}
-    broken = {key: each.unusable or "" for each in facts.unusable_devices if (key := device_key(each)) not in working}
-    seen = working | set(_listed_keys(facts))
+    here = [each for each in facts.devices_here if not each.is_plain_cpu]
+    working = {key for each in here if each.unusable is None for key in (_kind_key(each), device_key(each, facts))}
+    broken: dict[str, str] = {}
+    for each in facts.unusable_devices:
+        key = device_key(each, facts) if _kind_key(each) in working else _kind_key(each)
+        if key not in working:
+            broken[key] = each.unusable or ""
+    listed = set(_listed_keys(facts))
     accepted = tuple(sorted(set(record.accepted) - working))
     return Comparison(
-        missing=tuple(sorted(set(record.present) - seen - set(broken))),
+        missing=tuple(sorted(set(record.present) - listed - {key for each in here for key in _all_keys(each)})),
         unusable={key: reason for key, reason in sorted(broken.items()) if key not in accepted},
-        record=Record(tuple(sorted(set(record.present) | seen)), accepted),
+        record=Record(tuple(sorted({*record.present, *working, *listed})), accepted),
     )
 
 
@@ -111,9 +116,25 @@ class Absence:
         atomicfile.write(self._path, _record.dump_json(record, indent=2))
 
 
-def device_key(device: EpDevice) -> str:
-    """Return a provider's device type, such as `OpenVINOExecutionProvider-npu`: two runtimes that bring it count as one."""
-    return f"{device.provider}-{device.device_type}"
+def device_key(device: EpDevice, facts: Facts) -> str:
+    """Return a provider's device type, such as `OpenVINOExecutionProvider-npu`: two runtimes that bring it count as one.
+
+    Where a runtime brings several of it, the device's name follows: `DmlExecutionProvider-gpu-nvidia-geforce-rtx-3060`.
+    """
+    return _kind_key(device, facts.key_of(device))
+
+
+def _all_keys(device: EpDevice) -> Iterable[str]:
+    """Return all under which a device may be in the record: whoever was beside it at an earlier start may be gone."""
+    return (_kind_key(device, name) for name in ("", device.name, device.name_and_address))
+
+
+def _kind_key(device: EpDevice, name: str = "") -> str:
+    return "-".join([device.provider, device.device_type, *([_slug(name)] if name else [])])
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _listed_keys(facts: Facts) -> Iterable[str]:
@@ -124,7 +145,7 @@ def _listed_keys(facts: Facts) -> Iterable[str]:
     for each in facts.accelerators:
         number = re.search(r"\[(.+)\]$", each.name)
         name = f"{each.vendor} {each.kind} {number[1]}" if number else each.name
-        key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        key = _slug(name)
         counts[key] += 1
         yield key if counts[key] == 1 else f"{key}-{counts[key]}"
 

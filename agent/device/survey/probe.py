@@ -42,9 +42,10 @@ def answer(question: Message) -> Message:
         case "list":
             return list_devices(str(question["runtime"]))
         case "try":
-            candidate = Candidate(
-                str(question["provider"]), str(question["device_type"]), "probe", 1, runtime=str(question["runtime"])
+            provider, kind, runtime, device = (
+                str(question[name]) for name in ("provider", "device_type", "runtime", "device")
             )
+            candidate = Candidate(provider, kind, "probe", 1, runtime=runtime, device=device)
             return {"is": "tried", "unusable": try_device(candidate)}
     return {"is": "failed", "text": f"no question: {question}"}
 

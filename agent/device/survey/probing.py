@@ -1,7 +1,7 @@
 """Core's side of the probe: asks children, and turns a crash, a hang or a lie into a finding or into an unusable device.
 
 First what is there: the operating system's facts and the built-in runtime in one child, each other runtime in a child of its
-own. Then whether it works: each kind of device but the plain CPU makes a session in a child of its own and computes something
+own. Then whether it works: each device but the plain CPU makes a session in a child of its own and computes something
 small. Two children at most run at a time.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import queue
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TypeAlias
@@ -38,7 +38,7 @@ AT_A_TIME = 2
 """Children that run at once: a driver's start is mostly waiting, but small boards have little memory."""
 
 MOST_DEVICES = 32
-"""Of one runtime: each kind is tried in a process of its own, so a driver that lists thousands would stop the start."""
+"""Of one runtime: each device is tried in a process of its own, so a driver that lists thousands would stop the start."""
 MOST_METADATA = 64
 _PROVIDER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Its name becomes a part of conditions' and folders' names."""
@@ -237,24 +237,21 @@ def _with_finding(facts: Facts, probe: str, text: str) -> Facts:
 
 
 def _with_tries(facts: Facts, children: _Children, timeout_s: float, tried: Tried | None) -> Facts:
-    """Try each kind of device once: two equal cards share a driver, and so its fate."""
+    """Try each device once: of two cards that share a driver, one may be broken. Those that nothing tells apart share a try."""
     believed = tried.worked(facts) if tried else frozenset()
-    kinds = [kind for kind in _kinds(facts.ep_devices) if kind not in believed]
+    kinds = [kind for kind in _kinds(facts) if kind not in believed]
     answers = children.ask_all([{"is": "try", **asdict(kind)} for kind in kinds], timeout_s)
     if children.are_stopped:
         return facts
     reasons = dict(zip(kinds, map(_reason, answers), strict=True))
     if tried:
         tried.remember(facts, believed | {kind for kind, reason in reasons.items() if reason is None})
-    return replace(facts, ep_devices=tuple(_judged(device, reasons) for device in facts.ep_devices))
+    judged = (replace(device, unusable=reasons.get(kind_of(device, facts))) for device in facts.ep_devices)
+    return replace(facts, ep_devices=tuple(judged))
 
 
-def _kinds(devices: Iterable[EpDevice]) -> list[DeviceKind]:
-    return list(dict.fromkeys(kind_of(device) for device in devices if not device.is_plain_cpu))
-
-
-def _judged(device: EpDevice, reasons: Mapping[DeviceKind, str | None]) -> EpDevice:
-    return replace(device, unusable=reasons.get(kind_of(device)))
+def _kinds(facts: Facts) -> list[DeviceKind]:
+    return list(dict.fromkeys(kind_of(device, facts) for device in facts.ep_devices if not device.is_plain_cpu))
 
 
 def _reason(answer: Answer) -> str | None:

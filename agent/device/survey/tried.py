@@ -20,22 +20,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, order=True)
 class DeviceKind:
-    """What is tried once: the devices of one type that one provider of one runtime offers."""
+    """What is tried once: a device of one type that one provider of one runtime offers, or several that nothing tells apart."""
 
     runtime: str
     provider: str
     device_type: str
+    device: str = ""
+    """`Facts.key_of`."""
 
 
-def kind_of(device: EpDevice) -> DeviceKind:
-    """Return the kind of a device."""
-    return DeviceKind(device.runtime, device.provider, device.device_type)
+def kind_of(device: EpDevice, facts: Facts) -> DeviceKind:
+    """Return the kind of a device among all that were found."""
+    return DeviceKind(*device.kind, facts.key_of(device))
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
     key: str
-    worked: tuple[tuple[str, str, str], ...]
+    worked: tuple[tuple[str, str, str, str], ...]
 
 
 _record: TypeAdapter[_Record] = TypeAdapter(_Record)

@@ -225,8 +225,9 @@ def test_who_uses_an_accelerator():
 def served(device_facts):
     """An Intel laptop whose NPU a plugin offers, by metadata such as Windows gives."""
     npu = EpDevice(
-        "OpenVINOExecutionProvider", "npu", "Intel", driver_version="1", metadata=(("LUID", "1"), ("arch", "3720"))
-    )
+        "OpenVINOExecutionProvider", "npu", "Intel", driver_version="1",
+        metadata=(("DEVICE_LUID", "1"), ("LUID", "1"), ("arch", "3720"))
+    )  # fmt: skip
     gpu = EpDevice("OpenVINOExecutionProvider", "gpu", "Intel", metadata=(("card_idx", "0"),))
     return replace(device_facts("intel-core-ultra"), ep_devices=(CPU, gpu, npu))
 
@@ -240,9 +241,7 @@ def test_fingerprint_does_not_hang_on_an_order(served, name):
 def test_fingerprint_does_not_move_by_numbers_of_one_start(served):
     """Windows gives out a new LUID at each start, and Linux counts cards as they come: nothing is to be measured again."""
     moved = tuple(
-        replace(
-            each, metadata=tuple((key, "7" if key in ("LUID", "card_idx") else value) for key, value in each.metadata)
-        )
+        replace(each, metadata=tuple((key, value if key == "arch" else "7") for key, value in each.metadata))
         for each in served.ep_devices
     )
     assert moved != served.ep_devices

@@ -112,6 +112,54 @@ def test_each_runtime_that_offers_a_provider_is_tried():
     assert {each.cause for each in refused} == {"lacking"}
 
 
+GPU = {"provider": "DmlExecutionProvider", "device_type": "gpu", "variants": ["fp16", "fp32"]}
+RTX, UHD = (EpDevice("DmlExecutionProvider", "gpu", name=name) for name in ("RTX 3060", "UHD 770"))
+AT_1, AT_3 = (replace(RTX, metadata=(("pci_bus_id", f"0000:0{bus}:00.0"),)) for bus in (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("devices", "keys"),
+    [
+        pytest.param([RTX], [""], id="one"),
+        pytest.param([RTX, UHD], ["RTX 3060", "UHD 770"], id="two names"),
+        pytest.param([UHD, RTX], ["UHD 770", "RTX 3060"], id="in another order"),
+        pytest.param([AT_3, AT_1], ["RTX 3060 0000:03:00.0", "RTX 3060 0000:01:00.0"], id="two equal cards"),
+        pytest.param([AT_3, UHD], ["RTX 3060", "UHD 770"], id="an address says nothing where the name does"),
+        pytest.param([RTX, RTX], [""], id="equal cards without an address"),
+        pytest.param([RTX, replace(RTX, name="")], [""], id="one without a name"),
+        pytest.param([RTX, replace(UHD, runtime="folder:/b")], ["", ""], id="one of each runtime"),
+    ],
+)
+def test_each_device_of_a_kind_is_a_candidate_by_a_name_that_stays(devices, keys):
+    """The first of two GPUs may be the slower one; and a number in a list names another card after the next start."""
+    facts = with_devices(*devices)
+
+    found, _ = candidates(facts, profile(GPU, CPU), manifest("fp16"))
+
+    assert [each.device for each in found if not each.is_plain_cpu] == keys
+    for candidate in found:
+        named = [each for each in facts.ep_devices if each.is_called(candidate.device)]
+        assert len(named) == 1 or candidate.device == ""
+
+
+def test_devices_of_a_kind_take_turns_and_a_broken_one_is_refused_alone():
+    """A budget that is spent leaves out variants, not a device; and nobody measures what the driver has refused."""
+    facts = with_devices(RTX, UHD, replace(UHD, name="Arc", unusable="no firmware"))
+
+    found, refused = candidates(facts, profile(GPU, CPU), manifest("fp16", "fp32"))
+
+    names = [label for candidate, label in labels(found).items() if not candidate.is_plain_cpu]
+    assert names == [f"Dml gpu {variant} on {name}" for variant in ("fp16", "fp32") for name in ("RTX 3060", "UHD 770")]
+    assert [(each.candidate.device, each.refusal) for each in refused if each.cause == "unusable"] == [
+        ("Arc", "present but unusable: no firmware")
+    ]
+    _, refused = candidates(facts, profile(GPU, CPU), manifest("fp32"))
+    assert [each.candidate.label for each in refused if each.candidate.variant == "fp16"] == [
+        "Dml gpu fp16",
+        "Dml gpu fp16 on Arc",
+    ], "what the bundle lacks is said once"
+
+
 def test_each_combination_of_options_is_a_candidate():
     """A list in the profile is a question that only measuring answers."""
     spec = {**NPU, "options": {"precision": ["f16", "f32"], "cache": "1"}, "session_options": {"x": ["0", "1"]}}

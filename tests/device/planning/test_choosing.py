@@ -152,6 +152,16 @@ def test_what_was_measured_to_the_end_is_chosen_and_the_rest_follows_by_medians(
     assert made.reason.startswith("CPU int8 ×1 has the lowest p99, 2.00 ms")
 
 
+def test_the_next_best_is_named_though_only_the_cpu_was_measured_to_the_end():
+    """The CPU always is; a second GPU at twice the first one's time is dropped early, and it is what would take over."""
+    gpus = [Candidate("DmlExecutionProvider", "gpu", "fp32", 1, device=name) for name in ("RTX 3060", "UHD 770")]
+    made = plan(passed(candidate(), 30.0), passed(gpus[0], 6.0), passed(gpus[1], 12.0, dropped_in=1, runs=20))
+
+    assert made.reason == (
+        "Dml gpu fp32 on RTX 3060 has the lowest p99, 6.00 ms; next is Dml gpu fp32 on UHD 770 with median 12.00 ms."
+    )
+
+
 def test_why_int8_is_not_chosen_is_said():
     """Most people expect the smaller model to be the faster one; on depthwise networks it is not."""
     made = plan(passed(candidate("int8"), 2.2), passed(candidate("fp32"), 2.0))

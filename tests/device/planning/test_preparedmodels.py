@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,24 @@ def fill(folder: Path, age: int = 0) -> Path:
     return folder
 
 
-def test_the_best_three_of_a_plan_are_kept(tmp_path):
+def test_the_best_three_of_a_plan_are_kept_and_the_best_on_another_device(tmp_path):
     """The choice, and what takes over when it fails: without compiling while nobody is served."""
-    for candidate in CANDIDATES:
+    elsewhere = replace(CANDIDATES[3], device="the second GPU")
+    ranked = (*CANDIDATES, elsewhere)
+    for candidate in ranked:
         fill(tmp_path / PLAN.key / candidate.prepared_name)
 
-    preparedmodels.keep_best(tmp_path, PLAN)
+    preparedmodels.keep_best(tmp_path, replace(PLAN, ranked=ranked))
 
-    assert {each.name for each in (tmp_path / PLAN.key).iterdir()} == {each.prepared_name for each in CANDIDATES[:3]}
+    kept = {each.name for each in (tmp_path / PLAN.key).iterdir()}
+    assert kept == {each.prepared_name for each in (*CANDIDATES[:3], elsewhere)}
+
+
+def test_each_of_several_devices_has_a_folder_of_its_own_and_the_only_one_keeps_its_old_name():
+    """What one card's driver compiled is not the other's; and an update must not throw away what took minutes to compile."""
+    gpu = Candidate("DmlExecutionProvider", "gpu", "fp16", 1)
+    assert gpu.prepared_name == "fp16-eb4d88841962"
+    assert len({each.prepared_name for each in (gpu, replace(gpu, device="a"), replace(gpu, device="b"))}) == 3
 
 
 def test_the_newest_eight_plans_are_kept_and_the_one_in_use(tmp_path):

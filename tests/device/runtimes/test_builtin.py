@@ -59,6 +59,47 @@ def test_device_is_described_by_what_stays() -> None:
     assert (described.driver_version, described.library_version, described.runtime) == ("", "1.8.1", "plugin:x")
 
 
+def adapter(name: str, pci_bus_id: str = "", kind: str = "GPU", **told: str) -> SimpleNamespace:
+    named = {key: value for key, value in (("Description", name), ("pci_bus_id", pci_bus_id)) if value}
+    metadata = {**named, **told}
+    hardware = SimpleNamespace(
+        type=SimpleNamespace(name=kind), vendor="V", vendor_id=0x8086, device_id=0x56A5, metadata=metadata
+    )
+    return SimpleNamespace(ep_name="DmlExecutionProvider", ep_metadata={}, device=hardware)
+
+
+INTEGRATED, DISCRETE, AT_1, AT_3 = adapter("UHD 770"), adapter("RTX 3060"), adapter("X", "01:0"), adapter("X", "03:0")
+NAMELESS = adapter("")
+
+
+@pytest.mark.parametrize(
+    ("here", "device", "expected"),
+    [
+        pytest.param([INTEGRATED, DISCRETE], "RTX 3060", DISCRETE, id="by its name"),
+        pytest.param([DISCRETE], "RTX 3060", DISCRETE, id="the one that is left"),
+        pytest.param([INTEGRATED], "RTX 3060", None, id="gone"),
+        pytest.param([AT_1, AT_3], "X 03:0", AT_3, id="one of two equal cards"),
+        pytest.param([AT_1], "X 03:0", None, id="its twin is not it"),
+        pytest.param([AT_3], "X 03:0", AT_3, id="the twin is gone"),
+        pytest.param([INTEGRATED, DISCRETE], "", INTEGRATED, id="any"),
+        pytest.param([NAMELESS, DISCRETE], "[8086:56a5]", NAMELESS, id="Linux tells no name"),
+    ],
+)
+def test_session_is_made_on_the_device_that_the_candidate_means(
+    monkeypatch: pytest.MonkeyPatch, here: list[SimpleNamespace], device: str, expected: SimpleNamespace | None
+) -> None:
+    """By the provider's name alone ONNX Runtime would take the other card, in silence."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["DmlExecutionProvider"])
+    monkeypatch.setattr(ortdevices, "ep_devices", lambda: here)
+    runtime, candidate = BuiltInRuntime(), Candidate("DmlExecutionProvider", "gpu", "fp16", 1, device=device)
+    if expected is not None:
+        assert runtime._devices_for(candidate) == [expected]
+        return
+    with pytest.raises(CandidateError, match=f"offers no gpu {device} here; it offers: ") as caught:
+        runtime._devices_for(candidate)
+    assert here[0].device.metadata["Description"] in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("told", "strongest"),
     [
@@ -79,12 +120,7 @@ def test_device_is_described_by_what_stays() -> None:
 )
 def test_of_several_devices_the_strongest_is_taken(told: list[dict[str, str]], strongest: int) -> None:
     """ONNX Runtime lists them in no order: a laptop's plan would be for another GPU after each restart."""
-    devices = [
-        SimpleNamespace(
-            ep_name="DmlExecutionProvider", device=SimpleNamespace(type=SimpleNamespace(name="GPU"), metadata=each)
-        )
-        for each in told
-    ]
+    devices = [adapter("", **each) for each in told]
     found = ortdevices.matching(devices, Candidate("DmlExecutionProvider", "gpu", "fp16", 1))
     assert found == [devices[strongest]]
 

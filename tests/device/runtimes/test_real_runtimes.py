@@ -227,7 +227,10 @@ answer = {
 def test_openvinos_virtual_npus_are_listed_and_cannot_be_used(
     accelerators: Path, ultraface: Path, in_child: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Registered under a name that ends in `.virtual` the plugin lists NPUs that are not here: present, and unusable."""
+    """Registered under a name that ends in `.virtual` the plugin lists NPUs that are not here: present, and unusable.
+
+    Four of them, which no name but their PCI numbers tell apart: a candidate gets the one that it means.
+    """
     package = accelerators / "plugins" / "onnxruntime_ep_openvino"
     for library in package.glob("lib*.so*"):  # the loader looks beside the name that it was given
         (tmp_path / library.name).symlink_to(library)
@@ -235,12 +238,21 @@ def test_openvinos_virtual_npus_are_listed_and_cannot_be_used(
     code = (
         OPEN
         + """
+from dataclasses import replace
+from agent.device.runtimes import ortdevices
 runtime = open_runtime(f"plugin:{sys.argv[1]}")
 npu = Candidate("OpenVINOExecutionProvider", "npu", "fp32", 1, runtime=f"plugin:{sys.argv[1]}")
 classic = Candidate("OpenVINOExecutionProvider", "npu", "fp32", 1, (("precision", "FP16"),), (), npu.runtime)
 answer = {
     "classic": refusal(lambda: open_session(Path(sys.argv[2]) / "fp32.onnx", classic)),
     "devices": [(each.provider, each.device_type, dict(each.metadata)) for each in runtime.devices()],
+    "names": [each.name for each in runtime.devices()],
+    "meant": [
+        [meant.device.device_id, meant.ep_metadata["npu_platform"]]
+        for each in runtime.devices()
+        for meant in ortdevices.matching(ortdevices.ep_devices(), replace(npu, device=each.name))
+    ],
+    "gone": refusal(lambda: open_session(Path(sys.argv[2]) / "fp32.onnx", replace(npu, device="[8086:7d1d]"))),
     "refusal": refusal(lambda: open_session(Path(sys.argv[2]) / "fp32.onnx", npu)),
 }
 """
@@ -249,5 +261,9 @@ answer = {
     assert [(name, kind) for name, kind, _ in found["devices"]] == [("OpenVINOExecutionProvider", "npu")] * 4
     assert all(metadata["is_virtual"] == "1" for _, _, metadata in found["devices"])
     assert not any("library_path" in metadata for _, _, metadata in found["devices"])
+    assert len(set(found["names"])) == 4
+    assert [f"[8086:{number:04x}]" for number, _ in found["meant"]] == found["names"]
+    assert [platform for _, platform in found["meant"]] == [each["npu_platform"] for _, _, each in found["devices"]]
+    assert "offers no npu [8086:7d1d] here; it offers: " in found["gone"]
     assert "compiler" in found["refusal"]
     assert "has no option precision, and would ignore it" in found["classic"]

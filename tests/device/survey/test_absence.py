@@ -109,6 +109,20 @@ def test_another_runtime_that_works_is_enough():
     assert compare(Record(), both).unusable == {}
 
 
+def test_one_of_two_devices_that_breaks_or_goes_is_called_by_its_name(agent):
+    """The other works on, and nobody would look."""
+    fast, slow = (EpDevice("DmlExecutionProvider", "gpu", name=name) for name in ("RTX 3060", "UHD (R) 770"))
+    agent.sees(replace(BARE, ep_devices=(CPU, fast)))
+    both = replace(BARE, ep_devices=(CPU, fast, slow))
+    assert agent.sees(both) == {}
+    broken = replace(both, ep_devices=(CPU, replace(fast, unusable="device lost"), slow))
+    assert set(agent.sees(broken)) == {"accelerator-unusable/DmlExecutionProvider-gpu-rtx-3060"}
+    assert set(agent.sees(replace(BARE, ep_devices=(CPU, slow)))) == {
+        "accelerator-missing/DmlExecutionProvider-gpu-rtx-3060"
+    }
+    assert agent.sees(both) == {}
+
+
 def test_what_a_provider_could_drive_elsewhere_is_not_missed_here():
     """The classic wheels tell no devices: their GPU and NPU are tried everywhere, and on a plain box are simply not there."""
     guess = EpDevice("OpenVINOExecutionProvider", "npu", runtime="folder:/x", unusable="no such device")
