@@ -33,7 +33,7 @@ OTHER_BUILDS = {"mlas.enable_gemm_fastmath_arm64_bfloat16", "ep.nnapi.partitioni
         pytest.param(VINO, "load_config", '{"CPU": {"INFERENCE_PRECISION_HINT": "fp32"}}', "one of f32, f16, bf16", "OpenVINO-",
                      id="property-value"),
         pytest.param("CUDAExecutionProvider", "enable_cuda_graph", "1", "not for a profile to set", "one thread", id="shared"),
-        pytest.param("DmlExecutionProvider", "performance_preference", "minimum_power", "not for a profile to set", "strongest",
+        pytest.param("DmlExecutionProvider", "performance_preference", "minimum_power", "not for a profile to set", "of its own",
                      id="passed-over"),
         pytest.param("NnapiExecutionProvider", "use_fp16", "1", "has no option", "NNAPI-", id="provider-without-options"),
     ],
