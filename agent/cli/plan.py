@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from agent.cli.thisdevice import ConfigOption, settings_if_any
+from agent.cli.thisdevice import ConfigOption, runtimes_of, settings_if_any
 from agent.device.planning.plan import Objective
 from agent.errors import OperatorError
 
@@ -175,9 +175,11 @@ class _Device:
 
         settings = settings_if_any(config)
         paths = open_state(state_dir or settings.state_dir)
-        named = (*settings.device.runtimes, *runtimes)
         facts, selection = recognise(
-            named, profile or settings.device.profile, profiles=settings.device.profiles, tried=Tried(paths.tried)
+            runtimes_of(settings, runtimes),
+            profile or settings.device.profile,
+            profiles=settings.device.profiles,
+            tried=Tried(paths.tried),
         )
         return cls(facts, selection.profile, paths)
 
