@@ -77,7 +77,7 @@ def explain(
     if as_json:
         typer.echo(to_json(plan).decode())
     else:
-        print_plan(plan, others, device.facts.findings)
+        print_plan(plan, others, device.facts.runtime_findings)
 
 
 @app.command()
@@ -109,7 +109,7 @@ def measure(
     if as_json:
         typer.echo(to_json(plan).decode())
     else:
-        print_plan(plan, findings=device.facts.findings)
+        print_plan(plan, findings=device.facts.runtime_findings)
 
 
 def print_plan(plan: Plan, others: Sequence[Plan] = (), findings: Sequence[Finding] = ()) -> None:
@@ -123,10 +123,10 @@ def print_plan(plan: Plan, others: Sequence[Plan] = (), findings: Sequence[Findi
     console = Console()
     console.print(plan_table(plan))
     for finding in findings:
-        if ":" in finding.probe:  # a runtime's id; the others are of the operating system
-            console.print(f"{finding.probe}: {finding.text}", style="dim", highlight=False, markup=False)
+        console.print(f"{finding.probe}: {finding.text}", style="dim", highlight=False, markup=False)
     console.print(f"\n{plan.reason}", highlight=False, markup=False)
-    console.print(f"Requested: {plan.requested}. Chosen: {_chosen(plan)}.", highlight=False, markup=False)
+    requested = plan.requested if plan.demand.run_on != "auto" else f"auto (expected: {plan.requested})"
+    console.print(f"Requested: {requested}. Chosen: {_chosen(plan)}.", highlight=False, markup=False)
     if plan.fallback:
         console.print(f"Fallback: {plan.fallback}", style="yellow", highlight=False, markup=False)
     console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -101,17 +102,21 @@ def explain(*, config: ConfigOption = None, folder: Folder = None, as_json: AsJs
     from agent.device.survey.recognition import recognise
 
     device = settings_if_any(config).device
-    _, selection = recognise(device.runtimes, device.profile, profiles=folder or device.profiles)
+    facts, selection = recognise(device.runtimes, device.profile, profiles=folder or device.profiles)
     if as_json:
         verdicts = [
             {"profile": each.profile, "selected": each.is_selected, "matches": each.is_match, "text": each.text}
             for each in selection.verdicts
         ]
-        typer.echo(json.dumps({"selected": selection.profile.name, "verdicts": verdicts}, indent=2))
+        findings = [asdict(each) for each in facts.runtime_findings]
+        answer = {"selected": selection.profile.name, "verdicts": verdicts, "findings": findings}
+        typer.echo(json.dumps(answer, indent=2))
         return
     typer.echo(f"{selection.profile.name}: {selection.profile.description}")
     first = sorted(selection.verdicts, key=lambda each: (not each.is_selected, not each.is_match))
     _print_table(("Profile", "Verdict"), [(each.profile, each.text) for each in first])
+    for finding in facts.runtime_findings:
+        typer.echo(f"\n{finding.probe}: {finding.text}")
 
 
 def load(folder: Path | None) -> list[Profile]:
@@ -155,6 +160,8 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
     table = Table(*header, box=None, pad_edge=False, header_style="bold")
     table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.overflow = "fold"  # an option that is cut off is no answer
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     Console().print(table)

@@ -46,6 +46,14 @@ def test_show_of_an_accelerators_profile_has_its_options_and_limits():
     assert names == ["safe-default", "tensorrt"]
 
 
+def test_show_cuts_no_option_off():
+    """On a serial console too: half an option cannot be copied."""
+    text = CliRunner().invoke(app, ["show", "openvino"], env={"COLUMNS": "80"}).stdout
+
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_show_of_an_unknown_name_suggests_one():
     """A typing error gets the nearest name."""
     assert isinstance(run("show", "raspbery-pi-4").exception, OperatorError)
@@ -102,3 +110,13 @@ def test_explain_gives_a_reason_for_each():
     assert set(explained["selected"].split("+")) == selected
     assert all(verdict["text"] for verdict in explained["verdicts"])
     assert explained["selected"] in run("explain").stdout
+
+
+def test_explain_says_why_a_runtime_brings_nothing(tmp_path, monkeypatch):
+    """Somebody who just installed a provider asks here why its profile is not selected."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "holdfast.yaml").write_text("device: {runtimes: ['folder:nowhere']}\n")
+
+    words = f"folder:{tmp_path}/nowhere: there is no ONNX Runtime in this folder"
+    assert words in run("explain").stdout
+    assert json.loads(run("explain", "--json").stdout)["findings"][0]["probe"] == f"folder:{tmp_path}/nowhere"

@@ -240,6 +240,8 @@ def _why_not(profile: Profile, facts: Facts, strangers: Sequence[str]) -> str | 
     if provider in (None, ANY) or any(device.provider == provider for device in facts.devices_here):
         return mismatch(profile.match, facts)
     text = f"no device of {provider}"
+    if vain := sorted({each.device_type for each in facts.in_vain if each.provider == provider}):
+        return f"{text}: it is installed, but no {' or '.join(vain)} for it is here"
     listed = next((each for each in facts.accelerators if each.provider == provider), None)
     return f"{text}: {listed.name} is here, but nothing that is installed drives it" if listed else text
 

@@ -263,6 +263,19 @@ def test_an_accelerator_that_the_system_lists_and_nothing_drives_is_explained():
     assert verdicts["vino"] == f"no device of {VINO}: AI Boost is here, but nothing that is installed drives it"
 
 
+def test_a_provider_that_is_installed_in_vain_is_explained():
+    """Who installed CUDA's wheel reads `no device of CUDAExecutionProvider`, and would install it again."""
+    facts = replace(
+        BOX, ep_devices=(EpDevice("CPUExecutionProvider", "cpu"), EpDevice(CUDA, "gpu", unusable="no card"))
+    )
+
+    verdicts = {
+        each.profile: each.text for each in select(facts, [profile("any"), for_accelerator("cuda", CUDA)]).verdicts
+    }
+
+    assert verdicts["cuda"] == f"no device of {CUDA}: it is installed, but no gpu for it is here"
+
+
 @st.composite
 def any_facts(draw: st.DrawFn) -> Facts:
     """Facts of a device that may exist: features fit the architecture, everything else is free."""
