@@ -102,6 +102,23 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
         raise run("check", str(tmp_path / "nowhere")).exception
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        pytest.param("", "a folder is checked", id="a file"),
+        pytest.param("mine.yml", "call it mine.yaml", id="another suffix"),
+        pytest.param("mine.txt", "no *.yaml in this folder", id="none at all"),
+    ],
+)
+def test_check_of_nothing_does_not_pass(tmp_path, name, words):
+    """`25 profiles, no problem found` would be believed."""
+    target = tmp_path / (name or "mine.yaml")
+    target.write_text("name: mine\n")
+    error = run("check", str(tmp_path if name else target)).exception
+    assert isinstance(error, OperatorError)
+    assert words in str(error)
+
+
 def test_explain_gives_a_reason_for_each():
     """Why this one, and why not the others."""
     explained = json.loads(run("explain", "--json").stdout)
