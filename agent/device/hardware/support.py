@@ -17,30 +17,32 @@ class Support:
 
 
 _OPENVINO = "OpenVINOExecutionProvider"
+_PLUGIN = "pip install onnxruntime-ep-openvino"
+_FOLDER = "into a folder of its own (`pip install --no-deps --target FOLDER …`), `folder:FOLDER` under `device: {runtimes: […]}`"
 _QNN = Support(
     "QNNExecutionProvider",
-    "install holdfast[qnn]; the board's image must bring Qualcomm's user-space drivers (libcdsprpc.so, /dev/fastrpc-cdsp)",
+    "pip install onnxruntime-qnn; the board's image must bring Qualcomm's user-space drivers (libcdsprpc.so, /dev/fastrpc-cdsp)",
 )
 _COREML = Support("CoreMLExecutionProvider", "it is in the onnxruntime wheel for macOS: install that one")
 _RYZEN_AI = (
-    "install AMD's Ryzen AI software, whose ONNX Runtime brings the Vitis AI provider, and name its folder in "
-    "`device.runtimes` (folder:<path>)"
+    "install AMD's Ryzen AI software, whose ONNX Runtime brings the Vitis AI provider, and name its folder as "
+    "`folder:FOLDER` under `device: {runtimes: […]}`"
 )
 
 _SUPPORT = {
     ("Intel", "gpu"): Support(
-        _OPENVINO, "install holdfast[openvino], and Intel's compute runtime (intel-opencl-icd); its user must be in `render`"
+        _OPENVINO, f"{_PLUGIN}, and Intel's compute runtime (intel-opencl-icd); its user must be in `render`"
     ),
     ("Intel", "npu"): Support(
-        _OPENVINO, "install holdfast[openvino], and Intel's NPU driver (intel/linux-npu-driver); its user must be in `render`"
+        _OPENVINO, f"{_PLUGIN}, and Intel's NPU driver (intel/linux-npu-driver); its user must be in `render`"
     ),
-    ("NVIDIA", "gpu"): Support("CUDAExecutionProvider", "install holdfast[gpu], with CUDA and cuDNN of the wheel's versions"),
+    ("NVIDIA", "gpu"): Support("CUDAExecutionProvider", f"install onnxruntime-gpu {_FOLDER}, and CUDA and cuDNN of its versions"),
     ("NVIDIA Jetson", "gpu"): Support(
-        "CUDAExecutionProvider", "install the onnxruntime-gpu wheel that NVIDIA builds for this JetPack"
+        "CUDAExecutionProvider", f"install the onnxruntime-gpu wheel that NVIDIA builds for this JetPack {_FOLDER}"
     ),
     ("AMD", "gpu"): Support(
         "MIGraphXExecutionProvider",
-        "install AMD's onnxruntime-migraphx wheel for this ROCm into a folder, and name it in `device.runtimes`",
+        f"install AMD's onnxruntime-migraphx wheel for this ROCm {_FOLDER}",
     ),
     ("AMD", "npu"): Support("VitisAIExecutionProvider", _RYZEN_AI),
     ("Apple", "gpu"): _COREML,
