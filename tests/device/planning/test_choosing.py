@@ -245,8 +245,9 @@ def test_what_was_asked_for_stands_first_and_the_others_behind_it():
 
     assert made.ranked == (NPU, candidate(), GPU)
     assert made.fallback is None
-    assert (
-        made.reason == "`run_on: npu` was asked for; there, A npu int8 is the only candidate that passed, p99 6.00 ms."
+    assert made.reason == (
+        "`run_on: npu` was asked for; there, A npu int8 is the only candidate that passed, p99 6.00 ms."
+        " Best median by provider: CPU 2.00 ms, B gpu 5.00 ms, A npu 6.00 ms."
     )
 
 
