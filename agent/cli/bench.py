@@ -45,7 +45,9 @@ def bench(
     cores: Annotated[int | None, typer.Option(min=1, help="Physical cores that it may use.")] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="One more runtime: plugin:<module or library> or folder:<path>. May be repeated."),
+        typer.Option(
+            help="One more runtime: plugin:<module or library>, folder:<path> or virtual:<file>. May be repeated."
+        ),
     ] = None,
     profile: Annotated[str | None, typer.Option(help="A device profile, instead of the best match.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this SVG file.")] = None,

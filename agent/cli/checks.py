@@ -169,8 +169,8 @@ def _advice_on(probe: str) -> str:
     if not location:
         return "see `holdfast device show`"
     if scheme == "plugin" and location.isidentifier():  # a package, which is found without being named
-        return f"do what it says, or, where nothing needs it, pip uninstall {location.replace('_', '-')}"
-    return "do what it says, or take it out of `device: {runtimes: […]}`"
+        return f"where nothing needs it: pip uninstall {location.replace('_', '-')}"
+    return "correct it, or take it out of `device: {runtimes: […]}`"
 
 
 def _source(kind: str, name: str, settings: CameraSettings | SensorSettings, configuration: Configuration) -> Check:

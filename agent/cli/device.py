@@ -103,11 +103,11 @@ def _not_here(facts: Facts) -> list[str]:
     """Say what is installed in vain: somebody who installed it looks for it in this list."""
     from agent.device.facts import BUILT_IN
 
-    texts = [
-        f"{each.provider} {each.device_type}: {'ONNX Runtime' if each.runtime == BUILT_IN else each.runtime} brings it; "
-        f"the system lists no such device, and a trial ended with: {each.unusable}"
+    texts = (
+        f"{each.provider} {each.device_type}: {'ONNX Runtime' if each.runtime == BUILT_IN else each.runtime} brings it, "
+        "but the system lists no such device (--json has the driver's words)"
         for each in facts.in_vain
-    ]
+    )
     return list(dict.fromkeys(texts))
 
 

@@ -35,7 +35,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="Where Holdfast keeps its state.")]
 Runtimes = Annotated[
     list[str] | None,
-    typer.Option("--runtime", help="One more runtime: plugin:<module or library> or folder:<path>. May be repeated."),
+    typer.Option(
+        "--runtime",
+        help="One more runtime: plugin:<module or library>, folder:<path> or virtual:<file>. May be repeated.",
+    ),
 ]
 
 
