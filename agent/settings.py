@@ -28,7 +28,8 @@ class DeviceSettings(BaseModel):
     """A folder with device profiles of your own; one of the same name replaces a shipped one."""
     runtimes: tuple[str, ...] = ()
     """Runtimes beside those that are found by themselves: `folder:<path>` (another ONNX Runtime wheel, installed into a folder of
-    its own), `plugin:<path of an execution provider's library>`, or `virtual:<file>` of the simulator."""
+    its own), `plugin:<path of an execution provider's library>`, or `virtual:<file>` of the simulator, or one of its examples by
+    name."""
 
 
 class Settings(BaseModel):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -127,7 +128,7 @@ def validate(
         return model_type.model_validate(document.data)
     except ValidationError as error:
         found = [_problem(model_type, document, name, origins or {}, detail) for detail in error.errors()]
-        raise ConfigurationError(list(dict.fromkeys(found))) from error
+        raise ConfigurationError(_alternatives_as_one(found)) from error
 
 
 def invalid_keys(model_type: type[BaseModel], data: object) -> Iterator[KeyPath]:
@@ -156,10 +157,11 @@ def where(positions: Mapping[KeyPath, Position], path: KeyPath, name: str) -> st
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word that was probably meant, or None."""
+    """Return the known word that was probably meant, or None: the closest, or the only one that begins so."""
     folded = {candidate.lower().replace("-", "_"): candidate for candidate in known}
     close = difflib.get_close_matches(word.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
-    return folded[close[0]] if close else None
+    begun = [full for text, full in folded.items() if len(word) > 2 and text.startswith(word.lower())]
+    return folded[close[0]] if close else begun[0] if len(begun) == 1 else None
 
 
 def _failure(place: str, message: str, hint: str) -> ConfigurationError:
@@ -258,31 +260,76 @@ class _Reader:
 
 _NOT_A_SECTION = frozenset({"model_type", "model_attributes_type", "dict_type"})
 """pydantic's names for a value where keys should be."""
+_EXPECTED = {
+    "tuple_type": "a list", "list_type": "a list", "set_type": "a list", "frozen_set_type": "a list",
+    "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false",
+    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "float_type": "a number", "float_parsing": "a number", "path_type": "a path",
+}  # fmt: skip
+"""pydantic's names for what a value is not, in words of YAML rather than of Python."""
+_WRITTEN = {"a list": "a list stands in brackets, `[a, b]`, or with `- ` before each item", "text": "put it in quotes"}
 
 
 def _problem(
     model_type: type[BaseModel], document: Document, name: str, origins: Mapping[KeyPath, str], detail: ErrorDetails
 ) -> Problem:
     path = _key_path(document.data, detail)
-    place = origins.get(path) or where(document.positions, path, name)
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     message, hint = detail["msg"], None
-    if detail["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         known = sorted(_known_keys(model_type, document.data, path[:-1]))
         meant = nearest(str(path[-1]), known)
         message = "unknown key"
         hint = f"did you mean `{meant}`?" if meant else f"known keys here: {', '.join(known)}"
-    elif detail["type"] == "missing":
+    elif kind == "missing":
         message, hint = "is required and missing", f"add `{path[-1]}:`"
+    elif kind in {"union_tag_invalid", "union_tag_not_found"}:
+        path = (*path, context["discriminator"].strip("'"))
+        message, hint = _without_kind(path, context)
     else:
-        message = (message[:1].lower() + message[1:]).removeprefix("value error, ")
-        if detail["type"] in _NOT_A_SECTION:
-            message, hint = "is a section, with keys of its own", "leave it out, or write its keys below it"
-        message += _found(path, detail["input"])
-        if "expected" in detail.get("ctx", {}) and isinstance(detail["input"], str):
-            choices = re.findall(r"'([^']*)'", str(detail["ctx"]["expected"]))
-            meant = nearest(detail["input"], choices)
-            hint = f"did you mean `{meant}`?" if meant else None
+        message, hint = _wrong_value(kind, message, value, context)
+        message += _found(path, value)
+    place = origins.get(path) or where(document.positions, path, name)
     return Problem(where=place, key=spell(path), message=message, hint=hint)
+
+
+def _without_kind(path: KeyPath, context: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Say which kinds a section may be of, where its `kind:` (or `when:`) names none of them."""
+    if "tag" not in context:
+        return "is required and missing", f"add `{path[-1]}:`"
+    meant = nearest(str(context["tag"]), re.findall(r"'([^']*)'", context["expected_tags"]))
+    message = f"should be one of {context['expected_tags']}{_found(path, context['tag'])}"
+    return message, f"did you mean `{meant}`?" if meant else None
+
+
+def _wrong_value(kind: str, message: str, value: object, context: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Say what a value should be, and how this one would be written right; it is not repeated, since it may be a secret."""
+    if kind in _NOT_A_SECTION:
+        return "is a section, with keys of its own", "leave it out, or write its keys below it"
+    if expected := _EXPECTED.get(kind):
+        has_unit = isinstance(value, str) and re.match(r"[-+.\d]+ ?[A-Za-z%°]+$", value)
+        hint = "write the number alone" if has_unit and "number" in expected else _WRITTEN.get(expected)
+        return f"should be {expected}", hint
+    message = (message[:1].lower() + message[1:]).removeprefix("value error, ").removeprefix("input ")
+    choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+    meant = nearest(value, choices) if isinstance(value, str) else None
+    return message, f"did you mean `{meant}`?" if meant else None
+
+
+def _alternatives_as_one(problems: Iterable[Problem]) -> list[Problem]:
+    """Make one problem of those that say what else one value should be: a key may take text or a list."""
+    merged: dict[tuple[str, ...], Problem] = {}
+    for problem in dict.fromkeys(problems):
+        is_choice = problem.message.startswith("should be ")
+        place = (problem.where, problem.key) if is_choice else (problem.where, problem.key, problem.message)
+        if before := merged.get(place):
+            expected, comma, found = before.message.partition(", found ")
+            more = problem.message.partition(", found ")[0].removeprefix("should be ")
+            text = f"{expected} or {more}{comma}{found}"
+            merged[place] = replace(before, message=text, hint=before.hint or problem.hint)
+        else:
+            merged[place] = problem
+    return list(merged.values())
 
 
 def _found(path: KeyPath, value: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
@@ -37,7 +37,7 @@ def build_command(
     *,
     output: Annotated[
         Path | None,
-        typer.Option(help="The bundle's folder. [default: SOURCE/built, or SOURCE with the suffix .bundle]"),
+        typer.Option(help="The bundle's folder. Default: SOURCE/built, or a model's name with the suffix .bundle."),
     ] = None,
     model_type: Annotated[ModelType | None, typer.Option(help="The decoder, where it cannot be recognised.")] = None,
     labels: Annotated[
@@ -54,7 +54,7 @@ def build_command(
     max_drop: Annotated[float | None, typer.Option(help="The largest loss of the task's metric, from 0 to 1.")] = None,
     variants: Annotated[
         str | None,
-        typer.Option(help=f"Only these, with commas: {', '.join(_VARIANTS)}. [default: fp32,int8,int8-dynamic]"),
+        typer.Option(help=f"Only these, with commas: {', '.join(_VARIANTS)}. Default: fp32, int8, int8-dynamic."),
     ] = None,
     target: Annotated[
         str | None,
@@ -217,10 +217,11 @@ def _print_trade_off(console: Console, variant: VariantReport) -> None:
     """What each set of layers left in float32 cost and gained, in the order tried."""
     from rich.table import Table
 
-    table = Table(title=f"{variant.name}: layers left in float32", title_justify="left")
+    table = Table(title=f"{variant.name}: layers left in float32", title_justify="left", box=None, pad_edge=False)
     for heading in ("layers", "size", "metric", "value", "drop", "", "which"):
         is_number = heading in {"layers", "size", "value", "drop"}
-        table.add_column(heading, justify="right" if is_number else "left", no_wrap=heading != "which")
+        justify: Literal["left", "right"] = "right" if is_number else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading != "which", overflow="fold")  # a name is whole
     for each in variant.tries:
         names = ", ".join(each.float_layers[:4]) + (", …" if len(each.float_layers) > 4 else "")
         mark = "[yellow]misses[/]" if each.failure else "[green]passes[/]"

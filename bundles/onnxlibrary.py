@@ -24,7 +24,7 @@ def require_onnx() -> None:
         importlib.import_module("onnx")
     except ImportError as error:
         raise OperatorError(
-            f"building a bundle needs the package onnx: {error}", hint="run: pip install 'holdfast[build]'"
+            f"building a bundle needs the package onnx: {error}", hint="run: pip install onnx"
         ) from error
 
 

@@ -35,6 +35,7 @@ from simulator.hardware import (
     Accelerator,
     Hardware,
     VirtualCpu,
+    hardware_file,
     load_hardware,
     marker,
     trouble_of,
@@ -53,10 +54,13 @@ _A_DAY_S = 86_400.0
 def open_runtime(location: str) -> Runtime:
     """Open the runtime that a hardware file declares, and register its accelerators, which may kill this process or hang.
 
+    Args:
+        location: A hardware file's path, or the name of one that ships.
+
     Raises:
         ConfigurationError: the file cannot be read or is none; every problem has its line.
     """
-    path = Path(location)
+    path = hardware_file(location)
     runtime = VirtualRuntime(path, load_hardware(path), SystemClock())
     runtime.register()
     return runtime

@@ -185,7 +185,7 @@ class EmbeddedBroker(ServiceThread):
     """
 
     def __init__(self) -> None:
-        super().__init__("embedded broker", hint="install `holdfast[sim]`")
+        super().__init__("embedded broker", hint="pip install amqtt")
         self.host = "127.0.0.1"
         self.port = free_port()
         for name in ("amqtt", "transitions"):

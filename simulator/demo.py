@@ -47,7 +47,7 @@ WEB_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 """Rich's picture would fetch its font from a server; a picture in a README should not."""
 
 
-@app.callback(invoke_without_command=True)
+@app.command()
 def demo(
     seconds: Annotated[
         float | None,

@@ -14,8 +14,9 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from agent import yamlfile
+from agent import resources, yamlfile
 from agent.device.profiles.profile import Provider
+from agent.errors import ConfigurationError, Problem
 
 Milliseconds = Annotated[float, Field(ge=0)]
 ByVariant = Annotated[
@@ -130,6 +131,21 @@ class Hardware(_Strict):
         if again := next((each.name for each in self.accelerators if names.count(_slug(each.name)) > 1), None):
             raise ValueError(f"two accelerators are called {again!r}: nothing would tell which is meant")
         return self
+
+
+def hardware_file(location: str) -> Path:
+    """Return the file that is meant: one that ships, by its name such as `intel-laptop`, else a path.
+
+    Raises:
+        ConfigurationError: it is a name, and none of that name ships.
+    """
+    if any(sign in location for sign in "/\\."):
+        return Path(location)
+    shipped = {path.stem: path for path in sorted((resources.root() / "simulator" / "hardware").glob("*.yaml"))}
+    if location in shipped:
+        return shipped[location]
+    message, hint = "no hardware file of this name ships", f"known: {', '.join(shipped)}; a path ends in .yaml"
+    raise ConfigurationError([Problem(location, "", message, hint)])
 
 
 def load_hardware(path: Path) -> Hardware:

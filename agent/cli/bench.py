@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.thisdevice import ConfigOption, settings_if_any
+from agent.cli.thisdevice import ConfigOption, runtimes_of, settings_if_any
 from agent.device.planning.plan import Candidate, Demand, Objective, Outcome, labels
 from agent.errors import OperatorError
 
@@ -45,7 +45,9 @@ def bench(
     cores: Annotated[int | None, typer.Option(min=1, help="Physical cores that it may use.")] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="One more runtime: plugin:<module or library> or folder:<path>. May be repeated."),
+        typer.Option(
+            help="One more runtime: plugin:<module or library>, folder:<path> or virtual:<file>. May be repeated."
+        ),
     ] = None,
     profile: Annotated[str | None, typer.Option(help="A device profile, instead of the best match.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this SVG file.")] = None,
@@ -226,10 +228,14 @@ def _recognise(config: Path | None, profile: str | None, runtimes: Sequence[str]
     from agent.device.runtimes.catalogue import find_runtimes
     from agent.device.survey.recognition import recognise
 
-    find_runtimes(runtimes)  # one that was asked for here and is not there is an error, not a finding
-    device = settings_if_any(config).device
-    named = (*device.runtimes, *runtimes)
+    settings = settings_if_any(config)
+    device, named = settings.device, runtimes_of(settings, runtimes)
+    asked = named[len(device.runtimes) :]
+    find_runtimes(asked)  # one that was asked for here and is not there is an error, not a finding
     facts, selection = recognise(named, profile or device.profile, profiles=device.profiles)
+    for finding in facts.findings:
+        if finding.probe in asked and not any(each.runtime == finding.probe for each in facts.ep_devices):
+            raise OperatorError(finding.text, where=finding.probe, hint="correct --runtime, or leave it out")
     return facts, selection.profile
 
 

@@ -140,13 +140,7 @@ def device(facts: Facts, profile_name: str | None, own_profiles: Path | None = N
     from agent.resources import device_profiles
 
     for finding in facts.findings:
-        is_of_a_runtime = ":" in finding.probe
-        advice = (
-            "see docs/devices.md, or uninstall it where nothing needs it"
-            if is_of_a_runtime
-            else "see `holdfast device show`"
-        )
-        yield Check("probe", "warn", f"{finding.probe}: {finding.text}", advice)
+        yield Check("probe", "warn", f"{finding.probe}: {finding.text}", _advice_on(finding.probe))
     if not facts.runtime_version:
         advice = "install onnxruntime, or the extra for this device's accelerator"
         yield Check("runtime", "fail", "ONNX Runtime could not be loaded", advice)
@@ -168,6 +162,15 @@ def device(facts: Facts, profile_name: str | None, own_profiles: Path | None = N
         yield Check("providers", "warn", text, f"not here, and passed over: {', '.join(lacking)}")
     else:
         yield Check("providers", "ok", text)
+
+
+def _advice_on(probe: str) -> str:
+    scheme, _, location = probe.partition(":")
+    if not location:
+        return "see `holdfast device show`"
+    if scheme == "plugin" and location.isidentifier():  # a package, which is found without being named
+        return f"where nothing needs it: pip uninstall {location.replace('_', '-')}"
+    return "correct it, or take it out of `device: {runtimes: […]}`"
 
 
 def _source(kind: str, name: str, settings: CameraSettings | SensorSettings, configuration: Configuration) -> Check:

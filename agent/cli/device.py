@@ -91,11 +91,24 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
     ]
     rows += [("Device", _ep_device(facts, each)) for each in facts.devices_here if each.unusable is None]
     rows += [("Unusable", f"{_ep_device(facts, each)}: {each.unusable}") for each in facts.unusable_devices]
+    rows += [("Not here", text) for text in _not_here(facts)]
     rows += [("Accelerator", _accelerator(facts, each)) for each in facts.accelerators]
     rows += [("Camera", f"{camera.path}  {camera.name}") for camera in facts.cameras] or [("Camera", "none found")]
     rows += [("Temperature", f"{zone.name} {zone.celsius:.1f} °C") for zone in facts.thermal_zones]
     rows += [("Finding", f"{finding.probe}: {finding.text}") for finding in facts.findings]
     return [*rows, ("Fingerprint", facts.fingerprint)]
+
+
+def _not_here(facts: Facts) -> list[str]:
+    """Say what is installed in vain: somebody who installed it looks for it in this list."""
+    from agent.device.facts import BUILT_IN
+
+    texts = (
+        f"{each.provider} {each.device_type}: {'ONNX Runtime' if each.runtime == BUILT_IN else each.runtime} brings it, "
+        "but the system lists no such device (--json has the driver's words)"
+        for each in facts.in_vain
+    )
+    return list(dict.fromkeys(texts))
 
 
 def _cores(facts: Facts) -> str:

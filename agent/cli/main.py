@@ -162,7 +162,7 @@ def _load_foreign(point: importlib.metadata.EntryPoint) -> Any:  # noqa: ANN401 
         raise OperatorError(
             f"`holdfast {point.name}` cannot be loaded: {error}",
             where=point.value,
-            hint="install what is missing, for example with `pip install 'holdfast[build,sim]'`",
+            hint="install what is missing; in a checkout, `pip install '.[build,release,sim]'` installs all of it",
         ) from error
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from agent.cli.thisdevice import ConfigOption, settings_if_any
+from agent.cli.thisdevice import ConfigOption, runtimes_of, settings_if_any
 from agent.device.planning.plan import Objective
 from agent.errors import OperatorError
 
@@ -35,7 +35,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="Where Holdfast keeps its state.")]
 Runtimes = Annotated[
     list[str] | None,
-    typer.Option("--runtime", help="One more runtime: plugin:<module or library> or folder:<path>. May be repeated."),
+    typer.Option(
+        "--runtime",
+        help="One more runtime: plugin:<module or library>, folder:<path> or virtual:<file>. May be repeated.",
+    ),
 ]
 
 
@@ -77,7 +80,7 @@ def explain(
     if as_json:
         typer.echo(to_json(plan).decode())
     else:
-        print_plan(plan, others, device.facts.findings)
+        print_plan(plan, others, device.facts.runtime_findings)
 
 
 @app.command()
@@ -109,7 +112,7 @@ def measure(
     if as_json:
         typer.echo(to_json(plan).decode())
     else:
-        print_plan(plan, findings=device.facts.findings)
+        print_plan(plan, findings=device.facts.runtime_findings)
 
 
 def print_plan(plan: Plan, others: Sequence[Plan] = (), findings: Sequence[Finding] = ()) -> None:
@@ -123,10 +126,10 @@ def print_plan(plan: Plan, others: Sequence[Plan] = (), findings: Sequence[Findi
     console = Console()
     console.print(plan_table(plan))
     for finding in findings:
-        if ":" in finding.probe:  # a runtime's id; the others are of the operating system
-            console.print(f"{finding.probe}: {finding.text}", style="dim", highlight=False, markup=False)
+        console.print(f"{finding.probe}: {finding.text}", style="dim", highlight=False, markup=False)
     console.print(f"\n{plan.reason}", highlight=False, markup=False)
-    console.print(f"Requested: {plan.requested}. Chosen: {_chosen(plan)}.", highlight=False, markup=False)
+    requested = plan.requested if plan.demand.run_on != "auto" else f"auto (expected: {plan.requested})"
+    console.print(f"Requested: {requested}. Chosen: {_chosen(plan)}.", highlight=False, markup=False)
     if plan.fallback:
         console.print(f"Fallback: {plan.fallback}", style="yellow", highlight=False, markup=False)
     console.print(
@@ -175,9 +178,11 @@ class _Device:
 
         settings = settings_if_any(config)
         paths = open_state(state_dir or settings.state_dir)
-        named = (*settings.device.runtimes, *runtimes)
         facts, selection = recognise(
-            named, profile or settings.device.profile, profiles=settings.device.profiles, tried=Tried(paths.tried)
+            runtimes_of(settings, runtimes),
+            profile or settings.device.profile,
+            profiles=settings.device.profiles,
+            tried=Tried(paths.tried),
         )
         return cls(facts, selection.profile, paths)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from agent.cli.thisdevice import ConfigOption, settings_if_any
 from agent.device.profiles.profile import ANY, Limits, Profile
-from agent.errors import ConfigurationError
+from agent.errors import ConfigurationError, OperatorError
 
 app = typer.Typer(help="The kinds of device that Holdfast knows, and which one this is.", no_args_is_help=True)
 
@@ -35,7 +36,12 @@ def list_profiles(*, folder: Folder = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(name: str, *, folder: Folder = None, as_json: AsJson = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A profile's name, or several joined by `+`.")],
+    *,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
     """Show one profile, or each part of one such as `x86-64-avx2+openvino`: what it tries, within which limits."""
     from agent.device.profiles.selection import named
 
@@ -82,6 +88,7 @@ def check(
     """Check every profile: keys, types, options, pairs that nothing decides between, profiles that are never selected."""
     from agent.device.profiles.selection import check as check_profiles
 
+    _require_profiles(folder)
     profiles = load(folder)
     problems = check_profiles(profiles)
     if as_json:
@@ -101,17 +108,34 @@ def explain(*, config: ConfigOption = None, folder: Folder = None, as_json: AsJs
     from agent.device.survey.recognition import recognise
 
     device = settings_if_any(config).device
-    _, selection = recognise(device.runtimes, device.profile, profiles=folder or device.profiles)
+    facts, selection = recognise(device.runtimes, device.profile, profiles=folder or device.profiles)
     if as_json:
         verdicts = [
             {"profile": each.profile, "selected": each.is_selected, "matches": each.is_match, "text": each.text}
             for each in selection.verdicts
         ]
-        typer.echo(json.dumps({"selected": selection.profile.name, "verdicts": verdicts}, indent=2))
+        findings = [asdict(each) for each in facts.runtime_findings]
+        answer = {"selected": selection.profile.name, "verdicts": verdicts, "findings": findings}
+        typer.echo(json.dumps(answer, indent=2))
         return
     typer.echo(f"{selection.profile.name}: {selection.profile.description}")
     first = sorted(selection.verdicts, key=lambda each: (not each.is_selected, not each.is_match))
     _print_table(("Profile", "Verdict"), [(each.profile, each.text) for each in first])
+    for finding in facts.runtime_findings:
+        typer.echo(f"\n{finding.probe}: {finding.text}")
+
+
+def _require_profiles(folder: Path | None) -> None:
+    """Refuse what would look like a passed check of nothing."""
+    if folder is None or not folder.exists():
+        return
+    if folder.is_file():
+        raise OperatorError("a folder is checked, with ours", where=str(folder), hint=f"name {folder.parent}")
+    if passed_over := sorted(folder.glob("*.yml")):
+        hint = f"call it {passed_over[0].with_suffix('.yaml').name}"
+        raise OperatorError("only *.yaml are read", where=str(passed_over[0]), hint=hint)
+    if not any(folder.glob("*.yaml")):
+        raise OperatorError("there is no *.yaml in this folder", where=str(folder), hint="name that of your profiles")
 
 
 def load(folder: Path | None) -> list[Profile]:
@@ -155,6 +179,8 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
     table = Table(*header, box=None, pad_edge=False, header_style="bold")
     table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.overflow = "fold"  # an option that is cut off is no answer
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     Console().print(table)

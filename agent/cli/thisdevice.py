@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,13 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="The configuration file; else the first of the search path, if there is one."),
 ]
+
+
+def runtimes_of(settings: Settings, more: Sequence[str]) -> tuple[str, ...]:
+    """Return the runtimes of the operator's file and those of the command line, whose paths start in the working folder."""
+    from agent.device.runtimes.catalogue import located
+
+    return tuple(dict.fromkeys((*settings.device.runtimes, *(located(each, Path.cwd()) for each in more))))
 
 
 def settings_if_any(config: Path | None) -> Settings:

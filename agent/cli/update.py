@@ -52,7 +52,12 @@ def status(*, config: ConfigOption = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def history(*, config: ConfigOption = None, as_json: AsJson = False, limit: int = 20) -> None:
+def history(
+    *,
+    config: ConfigOption = None,
+    as_json: AsJson = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many steps.")] = 20,
+) -> None:
     """Show the steps of past updates, newest first."""
     from agent.update.history import History
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.device.runtimes.catalogue import find_runtimes
 from agent.device.runtimes.providers import TABLE, provider_of
-from agent.errors import Problem
+from agent.errors import OperatorError, Problem
 from agent.events.settings import ClassRule, DetectRule, LevelRule
 from agent.pipeline.settings import CameraSettings, SensorSettings
 from agent.resources import shipped_bundle
@@ -43,6 +44,7 @@ def check(settings: Settings, place: Place, *, for_run: bool = True) -> Found:
         found.errors.extend(_rules_of(path, pipeline, place))
         found.warnings.extend(_missing_source(path, pipeline, place))
     found.warnings.extend(_idle_models(settings, place))
+    found.warnings.extend(_absent_runtimes(settings, place))
     found.warnings.extend(_unknown_providers(settings, place))
     found.warnings.extend(_nobody_follows(settings, place))
     return found
@@ -173,6 +175,16 @@ def _idle_models(settings: Settings, place: Place) -> Iterator[Problem]:
     for name in settings.models:
         if name not in used:
             yield Problem(place(("models", name)), f"models.{name}", "no camera and no sensor uses this model", None)
+
+
+def _absent_runtimes(settings: Settings, place: Place) -> Iterator[Problem]:
+    """Yield a warning for a runtime that is not there: what else is there runs, and `holdfast run` says so too."""
+    for index, runtime in enumerate(settings.device.runtimes):
+        try:
+            find_runtimes([runtime])
+        except OperatorError as error:
+            path: KeyPath = ("device", "runtimes", index)
+            yield Problem(place(path), spell(path), f"{runtime}: {error.message}", error.hint)
 
 
 def _unknown_providers(settings: Settings, place: Place) -> Iterator[Problem]:

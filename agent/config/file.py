@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from agent import yamlfile
 from agent.config import crosschecks
+from agent.device.runtimes.catalogue import located
 from agent.errors import ConfigurationError, Problem
 from agent.resources import shipped_bundle
 from agent.settings import Settings
@@ -233,7 +234,10 @@ class _Reader:
 def resolve_paths(data: MutableMapping[str, Any], folder: Path) -> None:
     """Make the relative paths in a file's values absolute, in place: they are relative to the file's own folder."""
     _resolve(data, "state_dir", folder)
-    _resolve(data.get("device"), "profiles", folder)
+    device = data.get("device")
+    _resolve(device, "profiles", folder)
+    if isinstance(device, dict) and isinstance(runtimes := device.get("runtimes"), list):
+        device["runtimes"] = [located(each, folder) if isinstance(each, str) else each for each in runtimes]
     mqtt = data.get("mqtt")
     tls = mqtt.get("tls") if isinstance(mqtt, dict) else None
     for key in ("ca", "cert", "key"):

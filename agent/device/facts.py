@@ -202,6 +202,11 @@ class Facts:
         )
 
     @property
+    def runtime_findings(self) -> tuple[Finding, ...]:
+        """Those about a runtime beside the built-in one: why what was installed or named brings nothing."""
+        return tuple(each for each in self.findings if ":" in each.probe)
+
+    @property
     def devices_here(self) -> tuple[EpDevice, ...]:
         """Those of `ep_devices` that are here, whether or not they can be used.
 
@@ -209,6 +214,12 @@ class Facts:
         and that nobody else has seen either is not here, and nothing is missing.
         """
         return tuple(each for each in self.ep_devices if each.unusable is None or self._is_really_there(each))
+
+    @property
+    def in_vain(self) -> tuple[EpDevice, ...]:
+        """What providers of the older kind could drive of which nothing is here, such as CUDA's on a machine without a GPU."""
+        here = {each.provider for each in self.devices_here}
+        return tuple(each for each in self.ep_devices if each.provider not in here)
 
     @property
     def unusable_devices(self) -> tuple[EpDevice, ...]:

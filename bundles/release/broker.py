@@ -15,7 +15,7 @@ from agent.errors import HoldfastError, OperatorError
 from agent.mqtt.settings import MqttSettings
 
 Host = Annotated[str, typer.Option("--host", help="The broker's name or address.")]
-Port = Annotated[int | None, typer.Option("--port", help="Its port. [default: 1883, with TLS 8883]")]
+Port = Annotated[int | None, typer.Option("--port", help="Its port. Default: 1883, with TLS 8883.")]
 User = Annotated[str | None, typer.Option("--user", help="The login, where the broker asks for one.")]
 PasswordEnv = Annotated[str, typer.Option("--password-env", help="The environment variable with the password.")]
 Ca = Annotated[Path | None, typer.Option("--ca", help="TLS: certificates of the authorities to trust (PEM).")]

@@ -42,7 +42,7 @@ def init(
     *,
     keys: Annotated[Path, typer.Option("--keys", help="Folder of the offline keys; those that lack are made.")],
     online_keys: Annotated[
-        Path | None, typer.Option("--online-keys", help="Folder of the server's keys. [default: the one of --keys]")
+        Path | None, typer.Option("--online-keys", help="Folder of the server's keys. Default: the one of --keys.")
     ] = None,
     threshold: Annotated[
         list[str] | None, typer.Option("--threshold", help="ROLE=N: how many signatures a role needs.")
@@ -111,7 +111,7 @@ def publish(
     *,
     channel: Channel,
     bundle: Annotated[str, typer.Option("--bundle", help="The bundle's name.")],
-    version: Annotated[str | None, typer.Option("--version", help="[default: the one that was added last]")] = None,
+    version: Annotated[str | None, typer.Option("--version", help="Default: the one that was added last.")] = None,
     percent: Percent = 100,
     groups: Annotated[str | None, typer.Option("--groups", help="Only devices of these groups, with commas.")] = None,
     not_before: Annotated[
@@ -154,7 +154,7 @@ def promote(
     *,
     channel: Channel,
     percent: Percent = 100,
-    version: Annotated[str | None, typer.Option("--version", help="[default: the newest release]")] = None,
+    version: Annotated[str | None, typer.Option("--version", help="Default: the newest release.")] = None,
     keys: Keys = None,
     key: Key = None,
     online_keys: OnlineKeys = None,
@@ -172,7 +172,7 @@ def rollback(
     channel: Channel,
     to: Annotated[str, typer.Option("--to", help="The version to go back to.")],
     reason: Annotated[str, typer.Option("--reason", help="Why; devices show it.")],
-    from_version: Annotated[str | None, typer.Option("--from", help="[default: the newest release's version]")] = None,
+    from_version: Annotated[str | None, typer.Option("--from", help="Default: the newest release's version.")] = None,
     keys: Keys = None,
     key: Key = None,
     online_keys: OnlineKeys = None,

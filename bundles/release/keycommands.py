@@ -33,7 +33,7 @@ def rotate_key(
     ] = None,
     new: Annotated[
         Path | None,
-        typer.Option("--new", help="The new key: a .pub file, or a .pem to make. [default: beside the old one]"),
+        typer.Option("--new", help="The new key: a .pub file, or a .pem to make. Default: beside the old one."),
     ] = None,
     keys: Keys = None,
     key: Key = None,

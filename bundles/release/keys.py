@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PASSPHRASE = "HOLDFAST_KEY_PASSPHRASE"  # noqa: S105  the variable's name
 """Environment variable with the passphrase of key files; `…_TARGETS` for `targets.pem` alone goes before it."""
 _FILE = f"{CryptoSigner.SCHEME}:"
-_INSTALL = "install it with `pip install 'holdfast[release]'`"
+_INSTALL = "install it with `pip install 'securesystemslib[crypto]'`"
 _MAX_KEY_FILE_BYTES = 64_000
 
 

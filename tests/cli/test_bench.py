@@ -120,6 +120,7 @@ def test_a_graph_that_was_split_shows_where_its_time_went(run, make_tiny_bundle,
     ("arguments", "said"),
     [
         pytest.param(["--runtime", "folder:/no/such"], "/no/such", id="no-such-runtime"),
+        pytest.param(["--runtime", "virtual:intel-labtop"], "intel-laptop", id="no-such-hardware-file"),
         pytest.param(["--candidates", "npu"], "no candidate is named npu", id="filter-without-a-match"),
         pytest.param(["--candidate", "fp32"], "--candidate names what is traced", id="candidate-without-trace"),
         pytest.param(["--trace", "t.json", "--candidate", "tpu"], "no candidate is named tpu", id="unknown-candidate"),

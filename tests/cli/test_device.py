@@ -66,10 +66,20 @@ def show(*options: str) -> str:
 def test_show_leaves_out_what_an_older_provider_could_drive_and_nobody_has_seen(sees):
     """The classic OpenVINO lists no devices, so its GPU and NPU are tried everywhere: a laptop without one lacks nothing."""
     classic = EpDevice("OpenVINOExecutionProvider", "npu", runtime="folder:/opt/openvino", unusable="runs none of it")
-    sees(classic)
+    sees(classic, replace(classic, device_type="cpu", unusable=None))
 
-    assert "OpenVINO" not in show()
+    assert "OpenVINOExecutionProvider npu" not in show()
     assert json.loads(show("--json"))["ep_devices"][1]["unusable"] == "runs none of it"
+
+
+def test_show_says_what_is_installed_in_vain(sees):
+    """Who installed `onnxruntime-gpu` on a box without a GPU must not find that nothing is said of it."""
+    sees(EpDevice("CUDAExecutionProvider", "gpu", unusable="no [CUDA] device"))
+
+    text = show()
+
+    assert "Unusable" not in text, "nothing is missing: there is no such card"
+    assert "CUDAExecutionProvider gpu: ONNX Runtime brings it, but the system lists no such device" in text
 
 
 def test_show_names_what_brings_a_device_and_why_one_is_of_no_use(sees):

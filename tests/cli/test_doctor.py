@@ -64,6 +64,20 @@ def test_device_checks_name_what_is_missing():
 
 
 @pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        pytest.param("npu", "holdfast device show", id="the system's"),
+        pytest.param("plugin:onnxruntime_qnn", "pip uninstall onnxruntime-qnn", id="a package"),
+        pytest.param("folder:/opt/openvino", "take it out of `device: {runtimes", id="named by the operator"),
+    ],
+)
+def test_advice_on_a_finding_fits_where_it_comes_from(probe, words):
+    """Nobody can uninstall a folder that is not there."""
+    found = checks.device(facts("CPUExecutionProvider", findings=(Finding(probe, "nothing there"),)), None)
+    assert words in next(found).advice
+
+
+@pytest.mark.parametrize(
     ("run_on", "fallback", "verdict"),
     [
         ("cpu", "require", "ok"),

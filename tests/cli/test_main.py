@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from agent.cli.main import COMMANDS, _report
+from agent.cli.main import COMMANDS, FOREIGN_HELP, _report, build
 from agent.errors import UnavailableError
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -59,6 +60,24 @@ def test_help_loads_nothing_heavy(tmp_path):
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *FOREIGN_HELP])
+def test_every_option_has_a_help_that_the_terminal_shows(name):
+    """Rich takes what stands in square brackets for markup: `[default: …]` was written for years and never seen."""
+    command = typer.main.get_command(build(name))
+    for each in _with_subcommands(command.commands[name]):
+        assert each.help
+        for option in each.params:
+            text = getattr(option, "help", "-")  # an argument may go without
+            assert option.name == "help" or text, f"{each.name} {option.name}"
+            assert "[" not in (text or ""), f"{each.name} {option.name}: {text}"
+
+
+def _with_subcommands(command):
+    yield command
+    for each in getattr(command, "commands", {}).values():
+        yield from _with_subcommands(each)
 
 
 def test_version_and_unknown_command(tmp_path):

@@ -66,7 +66,7 @@ def test_every_number_is_there_and_no_line_is_longer_than_a_serial_console(print
     assert "was not loaded and compiled within 60 s" in text
     assert "precision=f16" in text
     assert "Fallback: CUDA gpu fp32: its outputs agree by 0.200" in text
-    assert "Requested: npu. Chosen: OpenVINO npu int8 precision=f16 (plugin:x)." in text
+    assert "Requested: auto (expected: npu). Chosen: OpenVINO npu int8 precision=f16 (plugin:x)." in text
 
 
 def test_lower_p99_of_a_short_round_is_told_from_one_that_counts(printed):

@@ -46,6 +46,14 @@ def test_show_of_an_accelerators_profile_has_its_options_and_limits():
     assert names == ["safe-default", "tensorrt"]
 
 
+def test_show_cuts_no_option_off():
+    """On a serial console too: half an option cannot be copied."""
+    text = CliRunner().invoke(app, ["show", "openvino"], env={"COLUMNS": "80"}).stdout
+
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_show_of_an_unknown_name_suggests_one():
     """A typing error gets the nearest name."""
     assert isinstance(run("show", "raspbery-pi-4").exception, OperatorError)
@@ -94,6 +102,23 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
         raise run("check", str(tmp_path / "nowhere")).exception
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        pytest.param("", "a folder is checked", id="a file"),
+        pytest.param("mine.yml", "call it mine.yaml", id="another suffix"),
+        pytest.param("mine.txt", "no *.yaml in this folder", id="none at all"),
+    ],
+)
+def test_check_of_nothing_does_not_pass(tmp_path, name, words):
+    """`25 profiles, no problem found` would be believed."""
+    target = tmp_path / (name or "mine.yaml")
+    target.write_text("name: mine\n")
+    error = run("check", str(tmp_path if name else target)).exception
+    assert isinstance(error, OperatorError)
+    assert words in str(error)
+
+
 def test_explain_gives_a_reason_for_each():
     """Why this one, and why not the others."""
     explained = json.loads(run("explain", "--json").stdout)
@@ -102,3 +127,13 @@ def test_explain_gives_a_reason_for_each():
     assert set(explained["selected"].split("+")) == selected
     assert all(verdict["text"] for verdict in explained["verdicts"])
     assert explained["selected"] in run("explain").stdout
+
+
+def test_explain_says_why_a_runtime_brings_nothing(tmp_path, monkeypatch):
+    """Somebody who just installed a provider asks here why its profile is not selected."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "holdfast.yaml").write_text("device: {runtimes: ['folder:nowhere']}\n")
+
+    words = f"folder:{tmp_path}/nowhere: there is no ONNX Runtime in this folder"
+    assert words in run("explain").stdout
+    assert json.loads(run("explain", "--json").stdout)["findings"][0]["probe"] == f"folder:{tmp_path}/nowhere"

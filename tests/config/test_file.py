@@ -169,6 +169,7 @@ def test_paths_are_relative_to_the_file_and_addresses_are_left_alone(read, tmp_p
     """A service has another working folder."""
     text = """\
         state_dir: state
+        device: {runtimes: [ "folder:ov", "virtual:board.yaml", "plugin:lib/libep.so", "virtual:intel-laptop" ]}
         models: {m: {bundle: other.bundle}}
         cameras:
           a: {source: clips/x.mp4}
@@ -177,6 +178,12 @@ def test_paths_are_relative_to_the_file_and_addresses_are_left_alone(read, tmp_p
         """
     settings = read(text).settings
     assert settings.state_dir == tmp_path / "state"
+    assert settings.device.runtimes == (
+        f"folder:{tmp_path}/ov",
+        f"virtual:{tmp_path}/board.yaml",
+        f"plugin:{tmp_path}/lib/libep.so",
+        "virtual:intel-laptop",
+    )
     assert settings.models["m"].bundle == str(tmp_path / "other.bundle")
     sources = [camera.source for camera in settings.cameras.values()]
     assert sources == [str(tmp_path / "clips/x.mp4"), "usb:0", "scene://conveyor?seed=1"]

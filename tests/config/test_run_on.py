@@ -33,7 +33,25 @@ def test_what_some_runtime_may_have_is_no_matter(tmp_path, run_on):
 
 def test_runtime_of_ones_own_may_bring_any_provider(tmp_path):
     device = "device: {runtimes: ['plugin:/opt/acme/libacme_ep.so']}\n"
-    assert warnings(tmp_path, "run_on: AcmeExecutionProvider", device=device) == []
+    keys = [key for key, _ in warnings(tmp_path, "run_on: AcmeExecutionProvider", device=device)]
+    assert "models.m.run_on" not in keys
+
+
+@pytest.mark.parametrize(
+    ("runtime", "words"),
+    [
+        pytest.param("/opt/openvino", "this is no runtime", id="without a word before the path"),
+        pytest.param("folder:openvino", "there is no ONNX Runtime in this folder", id="not installed yet"),
+        pytest.param("virtual:board.yaml", "there is no such file", id="no hardware file"),
+    ],
+)
+def test_runtime_that_is_not_there_is_said_by_the_check(tmp_path, runtime, words):
+    """It does not stop the start, since what else is there runs: then here is where a person can learn of the typing error."""
+    ((key, hint),) = warnings(tmp_path, "run_on: auto", device=f"device: {{runtimes: ['{runtime}']}}\n")
+    text = str(read(tmp_path, "run_on: auto", device=f"device: {{runtimes: ['{runtime}']}}\n").warnings[0])
+    assert key == "device.runtimes[0]"
+    assert words in text
+    assert hint
 
 
 def test_word_that_is_neither_a_device_type_nor_a_provider_is_an_error(tmp_path):

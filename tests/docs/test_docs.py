@@ -29,3 +29,10 @@ def test_every_command_is_on_a_page() -> None:
     commands = [*COMMANDS, *FOREIGN_HELP]
     assert commands
     assert not [command for command in commands if f"holdfast {command}" not in text]
+
+
+def test_nobody_is_told_to_install_holdfast_by_its_name() -> None:
+    """On the package index that name is somebody else's: `pip install 'holdfast[openvino]'` would run a stranger's code."""
+    sources = [path for folder in ("agent", "bundles", "simulator") for path in (REPOSITORY / folder).rglob("*.py")]
+    told = [path for path in (*PAGES, *sources) if re.search(r"holdfast\[[a-z,]+\]", path.read_text("utf-8"))]
+    assert not told

@@ -196,7 +196,7 @@ def test_wheel_that_took_the_place_of_ours_is_the_built_in_runtime(
 def test_plugin_without_a_device_says_so_everywhere_and_what_to_do_instead(
     accelerators: Path, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody installs `holdfast[openvino]` on an AMD machine and wonders."""
+    """Somebody installs the extra `openvino` on an AMD machine and wonders."""
     if gather().cpu.vendor == "Intel":
         pytest.skip("on Intel's processors the plugin has something to offer")
     install(monkeypatch, accelerators / "plugins")

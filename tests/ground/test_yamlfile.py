@@ -33,6 +33,7 @@ class Camera(_Strict):
 
 
 class Root(_Strict):
+    choice: int | Literal["half"] | tuple[str, ...] = 1
     version: Literal[1] = 1
     cameras: dict[str, Camera] = {}
     labels: list[str] = []
@@ -76,6 +77,27 @@ def test_all_problems_at_once_with_place_and_nearest_key():
     assert any(text.startswith("f.yaml:4:5: cameras.door.fps: ") and "found `-1`" in text for text in found)
     assert any("f.yaml:5:1: colour" in text and "did you mean `green`?" in text for text in found)
     assert any("f.yaml:6:13: labels[1]" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param("labels: a", "1:1: labels: should be a list, found `a`\n  → a list stands in brackets", id="one for a list"),
+        pytest.param("labels: [1]", "1:10: labels[0]: should be text, found `1`\n  → put it in quotes", id="number for a text"),
+        pytest.param("password: 5s", "1:1: password: should be a whole number\n  → write the number alone", id="unit"),
+        pytest.param("choice: x", "1:1: choice: should be a whole number or 'half' or a list, found `x`", id="alternatives"),
+        pytest.param("cameras: {a: {source: x, zones: {z: {kind: aria}}}}",
+                     "1:38: cameras.a.zones.z.kind: should be one of 'line', 'area', found `aria`\n  → did you mean `area`?",
+                     id="kind"),
+        pytest.param("cameras: {a: {source: x, zones: {z: {}}}}", "cameras.a.zones.z.kind: is required and missing",
+                     id="no kind"),
+        pytest.param("col: red", "1:1: col: unknown key\n  → did you mean `colour`?", id="cut short"),
+    ],
+)  # fmt: skip
+def test_value_of_another_kind_is_told_in_words_of_the_file(text, problem):
+    """A person who writes YAML knows no tuples, frozensets and tags, and each key is wrong once."""
+    (found,) = problems(text)
+    assert problem in found
 
 
 def test_nearest_key_is_one_of_the_chosen_kind():

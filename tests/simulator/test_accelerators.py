@@ -121,6 +121,11 @@ def test_every_example_opens():
     files = sorted((Path(__file__).resolve().parents[2] / "simulator" / "hardware").glob("*.yaml"))
     assert len(files) >= 4
     assert all(open_runtime(str(file)).devices() for file in files)
+    assert all(open_runtime(file.stem).devices() for file in files), (
+        "by name: an installed one has no path that one knows"
+    )
+    with pytest.raises(ConfigurationError, match=r"known: intel-laptop, jetson"):
+        open_runtime("intel-labtop")
 
 
 def test_page_has_every_key_and_its_example_is_valid(file):

@@ -9,6 +9,8 @@ X86_FEATURES = frozenset({
 ARM_FEATURES = frozenset({"neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2", "sme"})
 ALL_FEATURES = X86_FEATURES | ARM_FEATURES
 
+ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+"""What other systems call an architecture, and what it is called here."""
 ARCHITECTURE_OF = dict.fromkeys(X86_FEATURES, "x86_64") | dict.fromkeys(ARM_FEATURES, "aarch64")
 BASELINE = {"aarch64": frozenset({"neon"})}
 """What every processor of an architecture has (Arm DDI 0487, A-profile: Advanced SIMD for any 64-bit system)."""

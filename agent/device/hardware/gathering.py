@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from agent.device.facts import Camera, Cpu, Facts, Finding
 from agent.device.hardware import accelerators, board, cameras, cgroup, cpu, memory, thermal
+from agent.device.hardware.features import ARCHITECTURES
 from agent.device.hardware.sysfiles import SYSTEM_ROOT
 
 Gathered = TypeVar("Gathered")
 
 UNKNOWN_CPU = Cpu(vendor="", model="", features=frozenset(), physical_cores=1, logical_cores=1)
-ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 
 def this_system() -> str:

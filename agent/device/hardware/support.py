@@ -20,35 +20,35 @@ JETSON = "NVIDIA Jetson"
 """A vendor of its own here: PyPI's wheels are not for it."""
 
 _OPENVINO = "OpenVINOExecutionProvider"
+_PLUGIN = "pip install onnxruntime-ep-openvino"
+_FOLDER = "into a folder of its own (`pip install --no-deps --target FOLDER …`), `folder:FOLDER` under `device: {runtimes: […]}`"
 _QNN = Support(
     "QNNExecutionProvider",
-    "install holdfast[qnn], which drives Hexagon v68 and newer; the board's image must bring Qualcomm's user-space drivers "
+    "pip install onnxruntime-qnn, which drives Hexagon v68 and newer; the board's image must bring Qualcomm's user-space drivers "
     "(libcdsprpc.so, /dev/fastrpc-cdsp)",
 )
 _COREML = Support("CoreMLExecutionProvider", "it is in the onnxruntime wheel for macOS: install that one")
 _RYZEN_AI = (
-    "install AMD's Ryzen AI software, whose ONNX Runtime brings the Vitis AI provider, and name its folder in "
-    "`device.runtimes` (folder:<path>)"
+    "install AMD's Ryzen AI software, whose ONNX Runtime brings the Vitis AI provider, and name its folder as "
+    "`folder:FOLDER` under `device: {runtimes: […]}`"
 )
 
 _SUPPORT = {
     ("Intel", "gpu"): Support(
-        _OPENVINO, "install holdfast[openvino], and Intel's compute runtime (intel-opencl-icd); its user must be in `render`"
+        _OPENVINO, f"{_PLUGIN}, and Intel's compute runtime (intel-opencl-icd); its user must be in `render`"
     ),
     ("Intel", "npu"): Support(
-        _OPENVINO, "install holdfast[openvino], and Intel's NPU driver (intel/linux-npu-driver); its user must be in `render`"
+        _OPENVINO, f"{_PLUGIN}, and Intel's NPU driver (intel/linux-npu-driver); its user must be in `render`"
     ),
     ("NVIDIA", "gpu"): Support(
-        "CUDAExecutionProvider",
-        "install onnxruntime-gpu with NVIDIA's libraries into a folder, and name it in `device.runtimes` (docs/devices.md)",
+        "CUDAExecutionProvider", f"install onnxruntime-gpu with NVIDIA's libraries {_FOLDER}; see docs/devices.md"
     ),
     (JETSON, "gpu"): Support(
-        "CUDAExecutionProvider",
-        "install an onnxruntime-gpu wheel for this JetPack into a folder, and name it in `device.runtimes` (docs/devices.md)",
+        "CUDAExecutionProvider", f"install an onnxruntime-gpu wheel for this JetPack {_FOLDER}; see docs/devices.md"
     ),
     ("AMD", "gpu"): Support(
         "MIGraphXExecutionProvider",
-        "install AMD's onnxruntime-migraphx wheel for this ROCm into a folder, and name it in `device.runtimes`",
+        f"install AMD's onnxruntime-migraphx wheel for this ROCm {_FOLDER}",
     ),
     ("AMD", "npu"): Support("VitisAIExecutionProvider", _RYZEN_AI),
     ("Apple", "gpu"): _COREML,

@@ -66,13 +66,14 @@ def choose(
     ranked = [each.candidate for each in (passed if is_listed else rank(passed, demand))]
     ranked.sort(key=lambda candidate: not is_requested(candidate, demand))
     names = labels(each.candidate for each in judged)
+    reason = _listed_reason(passed[0], names) if is_listed else _reason(ranked[0], passed, demand, names)
     return Plan(
         fingerprint=facts.fingerprint,
         bundle_digest=digest,
         runtime_version=facts.runtime_version,
         profile=profile.name,
         chosen=ranked[0],
-        reason=_listed_reason(passed[0], names) if is_listed else _reason(ranked[0], passed, demand, names),
+        reason=reason + _providers_note(judged, demand),
         outcomes=tuple(judged),
         made_at=made_at,
         demand=demand,
@@ -235,6 +236,19 @@ def _p99_note(yardstick: Yardstick, compared: Sequence[Measurement]) -> str:
     if yardstick.objective != "latency" or yardstick.has_p99 or not had_runs:
         return ""
     return " Their p99 overlap from trial to trial."
+
+
+def _providers_note(judged: Sequence[Outcome], demand: Demand) -> str:
+    """Say what each provider's best reaches, where more than one was measured: that is what most people want to compare."""
+    works = [each for each in judged if each.cause in {None, "slow"}]
+    measured = {each.candidate: each.measurement for each in works if each.measurement is not None}
+    yardstick = replace(Yardstick.of(demand, list(measured.values())), has_p99=False)
+    best: dict[str, str] = {}
+    for candidate, _ in by_median(works, demand):
+        kind = "" if candidate.device_type == "cpu" else f" {candidate.device_type}"
+        name = candidate.provider.removesuffix("ExecutionProvider") + kind
+        best.setdefault(name, f"{name} {yardstick.amount(measured[candidate])}")
+    return f" Best {yardstick.name} by provider: {', '.join(best.values())}." if len(best) > 1 else ""
 
 
 def _power_note(yardstick: Yardstick) -> str:

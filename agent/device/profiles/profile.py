@@ -6,16 +6,29 @@ profile of the first kind and one of the second for each provider that it offers
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from agent import yamlfile
 from agent.bundle.manifest import VariantName
+from agent.device.profiles.provideroptions import PROVIDERS
 
 ANY = "any"
 """In place of a provider's name, in the profile for those that no other is for."""
-Provider = Annotated[str, Field(pattern=r"^(any|[A-Za-z0-9]+ExecutionProvider)$")]
+
+
+def _provider(name: str) -> str:
+    if name == ANY or re.fullmatch(f"[A-Za-z0-9]+{_ENDING}", name):
+        return name
+    meant = yamlfile.nearest(name, [known.removesuffix(_ENDING) for known in PROVIDERS])
+    raise ValueError(f"is no provider's name: these end in `{_ENDING}`, as `{meant or 'MyNpu'}{_ENDING}` does")
+
+
+_ENDING = "ExecutionProvider"
+Provider = Annotated[str, AfterValidator(_provider)]
 
 
 class _Strict(BaseModel):

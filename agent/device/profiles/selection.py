@@ -24,7 +24,7 @@ from pathlib import Path
 
 from agent import yamlfile
 from agent.device.facts import Facts
-from agent.device.hardware.features import ALL_FEATURES, ARCHITECTURE_OF, BASELINE, with_implied
+from agent.device.hardware.features import ALL_FEATURES, ARCHITECTURE_OF, ARCHITECTURES, BASELINE, with_implied
 from agent.device.profiles.profile import ANY, CandidateSpec, Match, Profile, compose
 from agent.device.profiles.provideroptions import PLAIN_CPU, PROVIDERS, complaint, meant_by, session_complaint
 from agent.errors import ConfigurationError, OperatorError, Problem
@@ -106,6 +106,8 @@ def _wrong(profile: Profile, stem: str) -> Iterable[Wrong]:
         meant = yamlfile.nearest(feature, sorted(ALL_FEATURES))
         hint = f"did you mean `{meant}`?" if meant else f"known: {', '.join(sorted(ALL_FEATURES))}"
         yield ("match", "cpu_features"), f"unknown feature `{feature}`", hint
+    if meant := _architecture_meant(match.architecture or ""):
+        yield ("match", "architecture"), f"no device says that it is `{match.architecture}`", f"did you mean `{meant}`?"
     architectures = {ARCHITECTURE_OF[feature] for feature in match.cpu_features & ALL_FEATURES}
     architectures |= {match.architecture} if match.architecture else set()
     if len(architectures) > 1:
@@ -123,6 +125,12 @@ def _wrong(profile: Profile, stem: str) -> Iterable[Wrong]:
         )
     for index, candidate in enumerate(profile.candidates):
         yield from ((("candidates", index, *key), text, hint) for key, text, hint in _wrong_candidate(candidate))
+
+
+def _architecture_meant(word: str) -> str | None:
+    """Return the name used here for an architecture by another name, or misspelt; None for one that is right or a stranger."""
+    known = sorted(set(ARCHITECTURE_OF.values()))
+    return None if word in known else ARCHITECTURES.get(word.lower()) or yamlfile.nearest(word, known)
 
 
 def _wrong_for_an_accelerator(profile: Profile, provider: str) -> Iterable[Wrong]:
@@ -240,6 +248,8 @@ def _why_not(profile: Profile, facts: Facts, strangers: Sequence[str]) -> str | 
     if provider in (None, ANY) or any(device.provider == provider for device in facts.devices_here):
         return mismatch(profile.match, facts)
     text = f"no device of {provider}"
+    if vain := sorted({each.device_type for each in facts.in_vain if each.provider == provider}):
+        return f"{text}: it is installed, but no {' or '.join(vain)} for it is here"
     listed = next((each for each in facts.accelerators if each.provider == provider), None)
     return f"{text}: {listed.name} is here, but nothing that is installed drives it" if listed else text
 
@@ -338,7 +348,8 @@ def check(profiles: Sequence[Profile]) -> list[Problem]:
         if specificity(first.match) == specificity(second.match) and _may_both_match(first.match, second.match):
             names = f"{first.name}, {second.name}"
             message = "a device that matches both cannot be decided: they are equally specific"
-            problems.append(Problem(names, "match", message, "add a condition to one of them"))
+            hint = "add a condition to yours, or give it the name of the shipped one, which it then replaces"
+            problems.append(Problem(names, "match", message, hint))
     for profile in profiles:
         rivals = _of_kind(profiles, profile.accelerator)
         if shadow := next((other for other in rivals if _shadows(other.match, profile.match)), None):

@@ -55,6 +55,18 @@ def find_runtimes(named: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys([BUILT_IN, *installed, *named]))
 
 
+def located(runtime_id: str, folder: Path) -> str:
+    """Return the id with an absolute path, where it holds a relative one: a runtime is the same whoever names it from where.
+
+    A location with no sign of a path is a name, of a package or of something that ships; after `folder:` all are paths.
+    """
+    scheme, colon, location = runtime_id.partition(":")
+    is_path = scheme == "folder" or any(sign in location for sign in "/\\~.")
+    if not (colon and location and is_path):
+        return runtime_id
+    return f"{scheme}:{folder / Path(location).expanduser()}"
+
+
 def open_runtime(runtime_id: str) -> Runtime:
     """Open a runtime in this process, once; later calls return the same.
 
@@ -108,7 +120,8 @@ def _check(runtime_id: str) -> None:
         case "folder" if location:
             _check_folder(runtime_id, Path(location))
         case _ if colon and location and any(each.name == scheme for each in _entry_points()):
-            return
+            if Path(location).is_absolute() and not Path(location).exists():
+                raise OperatorError("there is no such file", where=runtime_id, hint="correct the path")
         case _:
             raise OperatorError("this is no runtime", where=runtime_id, hint="known: " + _known())
 

@@ -22,6 +22,7 @@ from agent.childprocess import Child, Message, exit_text
 from agent.clock import SystemClock
 from agent.device.facts import BUILT_IN, EpDevice, Facts, Finding
 from agent.device.hardware.gathering import gather
+from agent.device.runtimes.providers import OPENVINO
 from agent.device.survey.probe import LEFT_NODES, RUNS_NONE
 from agent.device.survey.tried import DeviceKind, Tried, kind_of
 from agent.log import brief
@@ -43,10 +44,13 @@ MOST_METADATA = 64
 _PROVIDER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Its name becomes a part of conditions' and folders' names."""
 
+CLASSIC_OPENVINO = (
+    "The classic OpenVINO runs on every x86-64 processor: `pip install --no-deps --target FOLDER onnxruntime-openvino`, "
+    "`folder:FOLDER` under `device: {runtimes: […]}` in the configuration, and `holdfast plan measure`"
+)
+"""What to do where OpenVINO's plugin has nothing to offer, unless another runtime brings the provider."""
 NO_DEVICE_HERE = {
-    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver. The classic OpenVINO "
-    "runs on every x86-64 processor: `pip install --no-deps --target FOLDER onnxruntime-openvino`, and `folder:FOLDER` under "
-    "`device: {runtimes: […]}`",
+    "openvino": "its CPU device exists on Intel processors only, and a GPU or an NPU needs Intel's driver",
     "qnn": "it needs a Qualcomm chip and its drivers; on Linux it looks for /dev/fastrpc-cdsp",
     "tensorrt": "it needs an NVIDIA RTX card (Ampere or newer) and its driver",
     "webgpu": "it needs a GPU with its driver, on Linux also the Vulkan loader (libvulkan.so.1)",
@@ -93,7 +97,8 @@ def probe_facts(
     questions: list[Message] = [{"is": "gather"}, *({"is": "list", "runtime": runtime} for runtime in others)]
     gathered, *listed = children.ask_all(questions, timeout_s)
     facts = _read_facts(gathered)
-    for runtime, answer in zip(others, listed, strict=True):
+    # What offers nothing comes last: what to do about it depends on what the others bring.
+    for runtime, answer in sorted(zip(others, listed, strict=True), key=lambda pair: _offers_nothing(pair[1])):
         facts = _with_runtime(facts, runtime, answer)
     return facts if children.are_stopped else _with_tries(facts, children, try_timeout_s, tried)
 
@@ -188,12 +193,23 @@ def _with_runtime(facts: Facts, runtime: str, answer: Answer) -> Facts:
     except ValidationError as error:
         return _with_finding(facts, runtime, f"its answer is no list of devices: {_first(error)}")
     if not devices:
-        reason = next((text for part, text in NO_DEVICE_HERE.items() if part in runtime), "its driver may be missing")
-        return _with_finding(facts, runtime, f"it is registered and offers no device here: {reason}")
+        return _with_finding(
+            facts, runtime, f"it is registered and offers no device here: {_why_nothing(runtime, facts)}"
+        )
     sound, excess = _sound(devices)
     own = tuple(replace(device, runtime=runtime, unusable=None) for device in sound)
     facts = replace(facts, ep_devices=(*_not_replaced(facts.ep_devices, own), *own))
     return _with_finding(facts, runtime, excess) if excess else facts
+
+
+def _why_nothing(runtime: str, facts: Facts) -> str:
+    reason = next((text for part, text in NO_DEVICE_HERE.items() if part in runtime), "its driver may be missing")
+    is_brought = any(each.provider == OPENVINO for each in facts.ep_devices)
+    return f"{reason}. {CLASSIC_OPENVINO}" if "openvino" in runtime and not is_brought else reason
+
+
+def _offers_nothing(answer: Answer) -> bool:
+    return isinstance(answer, dict) and not answer.get("devices")
 
 
 def _sound(devices: Sequence[EpDevice]) -> tuple[tuple[EpDevice, ...], str]:

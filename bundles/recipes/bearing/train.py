@@ -2,7 +2,7 @@
 
     PYTHONPATH=<repository> python bundles/recipes/bearing/train.py
 
-Needs `pip install 'holdfast[train,build]'`. The model sees no fault: it standardises the features, rotates them to
+Needs `pip install '.[train,build]'` in a checkout. The model sees no fault: it standardises the features, rotates them to
 their principal components (PCA) and divides each by its spread; the score is the root mean square of the result, which
 is the Mahalanobis distance over √k. So a healthy window scores about 1 and one at 5 is five times as far out.
 Same input, same file: nothing here is random but the seeds named in dataset.py.

@@ -158,7 +158,8 @@ def test_the_next_best_is_named_though_only_the_cpu_was_measured_to_the_end():
     made = plan(passed(candidate(), 30.0), passed(gpus[0], 6.0), passed(gpus[1], 12.0, dropped_in=1, runs=20))
 
     assert made.reason == (
-        "Dml gpu fp32 on RTX 3060 has the lowest p99, 6.00 ms; next is Dml gpu fp32 on UHD 770 with median 12.00 ms."
+        "Dml gpu fp32 on RTX 3060 has the lowest p99, 6.00 ms; next is Dml gpu fp32 on UHD 770 with median 12.00 ms. "
+        "Best median by provider: Dml gpu 6.00 ms, CPU 30.00 ms."
     )
 
 
@@ -275,8 +276,9 @@ def test_what_was_asked_for_stands_first_and_the_others_behind_it():
 
     assert made.ranked == (NPU, candidate(), GPU)
     assert made.fallback is None
-    assert (
-        made.reason == "`run_on: npu` was asked for; there, A npu int8 is the only candidate that passed, p99 6.00 ms."
+    assert made.reason == (
+        "`run_on: npu` was asked for; there, A npu int8 is the only candidate that passed, p99 6.00 ms."
+        " Best median by provider: CPU 2.00 ms, B gpu 5.00 ms, A npu 6.00 ms."
     )
 
 

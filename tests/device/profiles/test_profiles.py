@@ -263,6 +263,19 @@ def test_an_accelerator_that_the_system_lists_and_nothing_drives_is_explained():
     assert verdicts["vino"] == f"no device of {VINO}: AI Boost is here, but nothing that is installed drives it"
 
 
+def test_a_provider_that_is_installed_in_vain_is_explained():
+    """Who installed CUDA's wheel reads `no device of CUDAExecutionProvider`, and would install it again."""
+    facts = replace(
+        BOX, ep_devices=(EpDevice("CPUExecutionProvider", "cpu"), EpDevice(CUDA, "gpu", unusable="no card"))
+    )
+
+    verdicts = {
+        each.profile: each.text for each in select(facts, [profile("any"), for_accelerator("cuda", CUDA)]).verdicts
+    }
+
+    assert verdicts["cuda"] == f"no device of {CUDA}: it is installed, but no gpu for it is here"
+
+
 @st.composite
 def any_facts(draw: st.DrawFn) -> Facts:
     """Facts of a device that may exist: features fit the architecture, everything else is free."""
@@ -359,9 +372,12 @@ GOOD = "name: mine\ndescription: d\ncandidates:\n  - provider: CPUExecutionProvi
         pytest.param(GOOD + "match: {cpu_features: [avx512-vnni]}\n", "mine.yaml:6:9", "unknown feature", id="feature"),
         pytest.param(GOOD + "match: {architecture: x86_64, cpu_features: [neon]}\n", "mine.yaml:6:1", "can never match",
                      id="impossible"),
+        pytest.param(GOOD + "match: {architecture: arm64}\n", "mine.yaml:6:9", "no device says that it is `arm64`",
+                     id="architecture"),
         pytest.param(GOOD.replace("[fp32]", "[]"), "mine.yaml:5:5", "is empty", id="no-variants"),
         pytest.param(GOOD + "    threads: [0]\n", "mine.yaml:6:5", "at least 1", id="threads"),
-        pytest.param(GOOD.replace("CPUExecutionProvider", "CPU"), "mine.yaml:4:5", "pattern", id="provider"),
+        pytest.param(GOOD.replace("CPUExecutionProvider", "CPU"), "mine.yaml:4:5", "as `CPUExecutionProvider` does",
+                     id="provider"),
         pytest.param("[]", "mine.yaml:1:1", "mapping", id="list"),
         pytest.param(GOOD.replace("fp32", "fp23"), "mine.yaml:5:16", "'fp32'", id="variant"),
         pytest.param(NPU + "tune: {budget_s: 9}\n", "mine.yaml:9:1", "has none", id="tune-of-an-accelerator"),

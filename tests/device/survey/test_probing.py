@@ -142,6 +142,19 @@ def test_a_runtime_that_misbehaves_is_a_finding_and_the_others_stay(pretend, bod
     assert text in finding.text
 
 
+def test_what_to_install_is_said_unless_it_is_there(pretend):
+    """Advice that was followed, and stands there still, makes one doubt that it helped."""
+    classic = asdict(EpDevice("OpenVINOExecutionProvider", "cpu"))
+    pretend(list_=f"say({{'is': 'devices', 'devices': [{classic!r}] if 'folder' in question['runtime'] else []}})")
+
+    (alone,) = probe_facts(("built-in", "plugin:onnxruntime_ep_openvino")).findings
+    (beside,) = probe_facts(("built-in", "plugin:onnxruntime_ep_openvino", "folder:/opt/ov")).findings
+
+    assert "pip install --no-deps --target FOLDER onnxruntime-openvino" in alone.text
+    assert "Intel processors only" in beside.text
+    assert "pip install" not in beside.text
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [

@@ -39,7 +39,7 @@ def test_plugins_and_another_wheel_beside_the_built_in_runtime(accelerators, plu
         assert finding.probe == "plugin:onnxruntime_ep_openvino"
         assert "registered and offers no device here" in finding.text
         assert "Intel processors only" in finding.text
-        assert "pip install --no-deps --target FOLDER onnxruntime-openvino" in finding.text
+        assert "pip install" not in finding.text, "what it would advise is there already"
         assert "[OpenVINO] Device NPU is not available" in found[folder, "OpenVINOExecutionProvider", "npu"].unusable
 
 
