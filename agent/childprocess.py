@@ -181,8 +181,9 @@ class Child:
         if sys.platform == "win32":
             return self._process.wait()
         if hasattr(os, "waitid"):  # not on every macOS
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            self.kill()
+            with contextlib.suppress(ChildProcessError):  # somebody else took its status
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+                self.kill()
             return self._process.wait()
         status = self._process.wait()
         self.kill()
