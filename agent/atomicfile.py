@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -15,13 +16,20 @@ def read(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: it is not there.
-        OSError: it cannot be read, or is larger than any that this program writes.
+        OSError: it cannot be read, is no file (a pipe would be waited for, and core with it), or is larger than any that this
+            program writes.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("expected a file, found a pipe or a device")
         content = file.read(LARGEST_BYTES + 1)
     if len(content) > LARGEST_BYTES:
         raise OSError(f"expected at most {LARGEST_BYTES} bytes, found more")
     return content
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write(path: Path, content: bytes) -> None:

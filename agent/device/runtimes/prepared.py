@@ -116,7 +116,7 @@ def read_whole(folder: Path, made_of: str) -> Index | None:
     if not folder.exists():  # asked first: a builder may finish between this look and the next
         return None
     try:
-        index = _index.validate_json((folder / INDEX).read_bytes())
+        index = _index.validate_json(atomicfile.read(folder / INDEX))
         damaged = _damaged(folder, index) if index.made_of == made_of else f"made of {index.made_of}"
     except (OSError, ValidationError):
         damaged = INDEX

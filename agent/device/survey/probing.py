@@ -22,15 +22,19 @@ from agent.childprocess import Child, Message, exit_text
 from agent.clock import SystemClock
 from agent.device.facts import BUILT_IN, EpDevice, Facts, Finding
 from agent.device.hardware.gathering import gather
+from agent.device.hardware.memory import most_bytes
 from agent.device.survey.tried import DeviceKind, Tried, kind_of
 from agent.log import brief
+from agent.usage import rss_bytes_of
 
 DEFAULT_TIMEOUT_S = 20.0
 """A vendor's driver may take several seconds to wake; the CPU alone takes 0.3 s."""
 TRY_TIMEOUT_S = 60.0
 """For the first session on a device: TensorRT on a Jetson takes half a minute to load before it compiles anything."""
 LOOK_S = 0.05
-"""How often the stop event is looked at."""
+"""How often the stop event and the child's memory are looked at."""
+MEMORY_SHARE = 0.5
+"""Of the device's memory, which a child may take: drivers' libraries are large, and no profile is chosen yet that says more."""
 AT_A_TIME = 2
 """Children that run at once: a driver's start is mostly waiting, but small boards have little memory."""
 
@@ -106,6 +110,7 @@ class _Children:
         self._stop = stop
         self._is_leaving = threading.Event()
         self._clock = SystemClock()
+        self._most_bytes = most_memory_bytes()
 
     @property
     def are_stopped(self) -> bool:
@@ -127,21 +132,34 @@ class _Children:
         child = Child(self._role, on_message=answers.put, on_exit=answers.put)
         try:
             child.send(question)
-            answer = self._wait(answers, timeout_s)
+            answer = self._wait(child, answers, timeout_s)
         finally:
             child.kill()
         if answer is None:
             return child.with_last_words(f"gave no answer within {timeout_s:g} s and was killed")
+        if isinstance(answer, str):
+            return child.with_last_words(answer)
         if isinstance(answer, int):
             return child.with_last_words(f"{exit_text(answer)} before it answered")
         return brief(str(answer.get("text"))) if answer.get("is") == "failed" else answer
 
-    def _wait(self, answers: queue.SimpleQueue[Message | int], timeout_s: float) -> Message | int | None:
+    def _wait(
+        self, child: Child, answers: queue.SimpleQueue[Message | int], timeout_s: float
+    ) -> Message | int | str | None:
+        """Return the answer, the exit status, why it is to be killed, or None where it took too long."""
         deadline_s = self._clock.monotonic() + timeout_s
         while not self.are_stopped and (left_s := deadline_s - self._clock.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 return answers.get(timeout=min(LOOK_S, left_s))
+            if (rss_bytes := rss_bytes_of(child.pid)) > self._most_bytes:
+                took, allowed = rss_bytes >> 20, self._most_bytes >> 20
+                return f"took {took} MiB of memory, where {allowed} MiB are allowed, and was killed"
         return None
+
+
+def most_memory_bytes() -> int:
+    """Return how much a child may take."""
+    return int(most_bytes() * MEMORY_SHARE)
 
 
 def _read_facts(answer: Answer) -> Facts:
