@@ -13,13 +13,14 @@ need not wait.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent import scratch
 from agent.bundle.reader import Bundle
 from agent.clock import Clock
 from agent.device.facts import Facts
@@ -83,7 +84,7 @@ class Planner:
             CandidateError: nothing can run this bundle here; the message lists every refusal.
         """
         found, refused = candidates(self.facts, self.profile, bundle.manifest, bundle.variants_present(), demand)
-        with tempfile.TemporaryDirectory(prefix="holdfast-trials-") as scratch:
+        with contextlib.ExitStack() as stack:
             measuring = Measuring(
                 bundle_folder=bundle.folder,
                 manifest=bundle.manifest,
@@ -94,12 +95,22 @@ class Planner:
                 progress=progress,
                 stop=stop or threading.Event(),
                 prepared=_prepared_folder(self.prepared, self._key(bundle, demand)),
-                scratch=Path(scratch),
+                scratch=self._scratch(stack),
             )
             plan = _Planning(bundle, self.facts, demand, self.clock, measuring, found, refused).plan(interim)
         if plan is not None:
             self._keep(plan)
         return plan
+
+    def _scratch(self, stack: contextlib.ExitStack) -> Path | None:
+        """Return a folder until the stack is left: in our own state, where a read-only system has none for temporary files."""
+        try:
+            if self.prepared is not None:
+                self.prepared.mkdir(parents=True, exist_ok=True)
+            return stack.enter_context(scratch.folder("holdfast-trials-", self.prepared))
+        except OSError as error:
+            log.warning("nothing can be written for trials to compare with: %s", error)
+            return None
 
     def _key(self, bundle: Bundle, demand: Demand) -> str:
         return plan_key(self.facts.fingerprint, bundle.digest, self.facts.runtime_version, demand)
