@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -101,6 +101,14 @@ class Measuring:
     """For raw outputs that are compared and for traces; None where nothing can be written."""
     trials: dict[Candidate, list[Outcome]] = field(default_factory=dict)
     dropped_in: dict[Candidate, int] = field(default_factory=dict)
+
+    def take(self, known: Iterable[Outcome]) -> None:
+        """Count what was measured before as measured."""
+        for each in known:
+            if each.measurement is not None:
+                self.trials[each.candidate] = [replace(each, dropped_in=None)]
+                if each.dropped_in is not None:
+                    self.dropped_in[each.candidate] = each.dropped_in
 
     def outcomes(self) -> list[Outcome]:
         """Return one outcome for each candidate that was tried or left out, in the order of their first trials."""

@@ -70,6 +70,7 @@ class Planner:
         progress: Progress = lambda _: None,
         interim: Callable[[Plan], None] = lambda _: None,
         stop: threading.Event | None = None,
+        known: Sequence[Outcome] = (),
     ) -> Plan | None:
         """Measure what may run a bundle here, choose, and store the plan.
 
@@ -79,6 +80,7 @@ class Planner:
             progress: Called from this thread.
             interim: Called from this thread with a plan that can be run already, where accelerators are still to be measured.
             stop: When set, the trial that runs is killed and None is returned, within a second.
+            known: What was measured for the same demand, and is not measured again.
 
         Raises:
             CandidateError: nothing can run this bundle here; the message lists every refusal.
@@ -97,6 +99,7 @@ class Planner:
                 prepared=_prepared_folder(self.prepared, self._key(bundle, demand)),
                 scratch=self._scratch(stack),
             )
+            measuring.take(each for each in known if each.candidate in found)
             plan = _Planning(bundle, self.facts, demand, self.clock, measuring, found, refused).plan(interim)
         if plan is not None:
             self._keep(plan)
@@ -153,6 +156,7 @@ class _Planning:
         on_cpu = [each for each in self.found if each.is_plain_cpu or (each in asked and each.device_type == "cpu")]
         accelerators = [each for each in asked if each.device_type != "cpu"]
         others = [each for each in self.found if each not in asked and each not in on_cpu]
+        on_cpu = [each for each in on_cpu if each not in self.measuring.trials]
         self.measuring.halve(on_cpu, reference(on_cpu), ACCELERATORS_SHARE if accelerators else 0.0)
         follows = accelerators or (others and not self.measuring.has_passed(asked))
         if follows and self.measuring.has_passed() and not self.measuring.stop.is_set():

@@ -8,10 +8,11 @@ small. Two children at most run at a time.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TypeAlias
@@ -68,6 +69,7 @@ def probe_facts(
     tried: Tried | None = None,
     role: str = "probe",
     stop: threading.Event | None = None,
+    first: Callable[[Facts], None] = lambda _: None,
 ) -> Facts:
     """Return what is here and what of it works. Never raises for what a driver does.
 
@@ -82,11 +84,13 @@ def probe_facts(
         tried: What worked at an earlier start, which is believed for this one; None: everything is tried.
         role: Another child role, for tests.
         stop: When set, all children are killed within a tenth of a second, and the facts are as far as they came.
+        first: Called from another thread with what is known before any driver but the built-in ones has answered: the facts with
+            the plain CPU alone.
     """
     children = _Children(role, stop or threading.Event())
     others = [runtime for runtime in dict.fromkeys(runtimes) if runtime != BUILT_IN]
     questions: list[Message] = [{"is": "gather"}, *({"is": "list", "runtime": runtime} for runtime in others)]
-    gathered, *listed = children.ask_all(questions, timeout_s)
+    gathered, *listed = children.ask_all(questions, timeout_s, first=lambda answer: _tell(first, answer))
     facts = _read_facts(gathered)
     for runtime, answer in zip(others, listed, strict=True):
         facts = _with_runtime(facts, runtime, answer)
@@ -116,11 +120,23 @@ class _Children:
     def are_stopped(self) -> bool:
         return self._stop.is_set() or self._is_leaving.is_set()
 
-    def ask_all(self, questions: Sequence[Message], timeout_s: float) -> list[Answer]:
-        """Return the answers in the order of the questions; no child is left behind, not even by Ctrl-C."""
+    def ask_all(
+        self, questions: Sequence[Message], timeout_s: float, *, first: Callable[[Answer], None] = lambda _: None
+    ) -> list[Answer]:
+        """Return the answers in the order of the questions; no child is left behind, not even by Ctrl-C.
+
+        `first` gets the first question's answer as soon as it is there.
+        """
+
+        def ask(number: int, question: Message) -> Answer:
+            answer = self._ask(question, timeout_s)
+            if number == 0:
+                first(answer)
+            return answer
+
         with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix=self._role) as pool:
             try:
-                return list(pool.map(lambda question: self._ask(question, timeout_s), questions))
+                return list(pool.map(ask, itertools.count(), questions))
             except BaseException:
                 self._is_leaving.set()
                 raise
@@ -160,6 +176,11 @@ class _Children:
 def most_memory_bytes() -> int:
     """Return how much a child may take."""
     return int(most_bytes() * MEMORY_SHARE)
+
+
+def _tell(first: Callable[[Facts], None], answer: Answer) -> None:
+    facts = _read_facts(answer)
+    first(replace(facts, ep_devices=tuple(device for device in facts.ep_devices if device.is_plain_cpu)))
 
 
 def _read_facts(answer: Answer) -> Facts:
