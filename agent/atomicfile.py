@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 LARGEST_BYTES = 4 << 20
 """Of a file that core reads: one that went mad must not take its memory along."""
@@ -15,13 +17,31 @@ def read(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: it is not there.
-        OSError: it cannot be read, or is larger than any that this program writes.
+        OSError: it cannot be read, is no file, or is larger than any that this program writes.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         content = file.read(LARGEST_BYTES + 1)
     if len(content) > LARGEST_BYTES:
         raise OSError(f"expected at most {LARGEST_BYTES} bytes, found more")
     return content
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open one of our own files for reading; a pipe in its place would be waited for, and core with it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it cannot be read, or is no file.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  the caller closes it
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError("expected a file, found a pipe or a device")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write(path: Path, content: bytes) -> None:

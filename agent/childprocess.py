@@ -3,7 +3,8 @@
 Native code may crash, so everything that touches a camera stack, a driver or a model runs in one of these.
 A role (`worker`, `probe`, `trial`, `unpack`) starts the same way installed and frozen. The parent writes to the child's stdin;
 the child answers on what was its stdout, and everything that libraries print goes to stderr, whose tail is kept as the
-child's *last words*. A child whose parent is gone sees the end of its stdin and leaves.
+child's *last words*. A child whose parent is gone sees the end of its stdin and leaves; on Linux the kernel ends it, too, since
+a driver that hangs may let no other thread run. What a child started itself goes with it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ LONGEST_MESSAGE_BYTES = 4 << 20
 """Of a child: native code that has gone mad must not take its parent's memory along."""
 WAITING_BYTES = 4 << 20
 """So much may wait for a child that does not read; a hung one must cost its parent neither time nor memory."""
+DRAIN_S = 0.5
+"""How long the pipes of a child that has ended may be silent: what fled from its group may hold them open for ever."""
+_PR_SET_PDEATHSIG = 1
+"""prctl(2)."""
 
 
 def command_line(role: str) -> list[str]:
@@ -81,6 +86,9 @@ class Child:
         self._waiting_bytes = 0
         self._waiting_lock = threading.Lock()
         self._is_closing = threading.Event()
+        self._has_ended = threading.Event()
+        self._is_waiting_for_a_line = False
+        self._lines = 0
         self._process = subprocess.Popen(
             command_line(role),
             stdin=subprocess.PIPE,
@@ -89,10 +97,8 @@ class Child:
             env={**os.environ, **(environment or {})},
             start_new_session=True,  # Ctrl-C in the parent's terminal is the parent's to answer; and a group to kill
         )
-        stderr_reader = threading.Thread(target=self._read_stderr, name=f"{role}-stderr", daemon=True)
-        stderr_reader.start()
-        threading.Thread(target=self._read_messages, args=(stderr_reader,), name=f"{role}-reader", daemon=True).start()
         threading.Thread(target=self._write_messages, name=f"{role}-writer", daemon=True).start()
+        threading.Thread(target=self._see_to_its_end, name=f"{role}-end", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -100,7 +106,7 @@ class Child:
 
     @property
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return not self._has_ended.is_set()
 
     @property
     def last_words(self) -> str:
@@ -133,41 +139,79 @@ class Child:
     def stop(self, grace_s: float) -> None:
         """Ask the child to finish, wait `grace_s` seconds, then kill it."""
         self.close_input()
-        try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
+        if not self._has_ended.wait(grace_s):
             self.kill()
-            self._process.wait(1.0)
+            self._has_ended.wait(1.0)
 
     def kill(self) -> None:
         """End the child at once, and what it started itself, such as a vendor's compiler. All of it may be lost."""
+        if self._has_ended.is_set():  # its number may be another's by now
+            return
         with contextlib.suppress(OSError):
-            if sys.platform != "win32" and self.is_alive:
-                os.killpg(self.pid, signal.SIGKILL)
-            else:
+            if sys.platform == "win32":
                 self._process.kill()
+            else:
+                os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the child has ended; return whether it has. A killed one in a broken driver may stay a while."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_s)
-        return not self.is_alive
+        return self._has_ended.wait(timeout_s)
 
-    def _read_messages(self, stderr_reader: threading.Thread) -> None:
+    def _see_to_its_end(self) -> None:
+        """Have read what it says, and tell when the process has ended: not its pipes, which what it started may hold open.
+
+        Everything that it said is told before, as long as something comes or is being dealt with.
+        """
+        stderr_reader = threading.Thread(target=self._read_stderr, name=f"{self.role}-stderr", daemon=True)
+        reader = threading.Thread(target=self._read_messages, name=f"{self.role}-reader", daemon=True)
+        stderr_reader.start()
+        reader.start()
+        status = self._wait_and_end_its_group()
+        self._has_ended.set()
+        lines = -1
+        while reader.is_alive() and not (self._is_waiting_for_a_line and self._lines == lines):
+            lines = self._lines
+            reader.join(DRAIN_S)
+        stderr_reader.join(DRAIN_S)
+        self._outgoing.put(None)
+        self._on_exit(status)
+
+    def _wait_and_end_its_group(self) -> int:
+        """Return the exit status. What it started is killed before its number can be another process's, where that goes."""
+        if sys.platform == "win32":
+            return self._process.wait()
+        if hasattr(os, "waitid"):  # not on every macOS
+            with contextlib.suppress(ChildProcessError):  # somebody else took its status
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+                self.kill()
+            return self._process.wait()
+        status = self._process.wait()
+        self.kill()
+        return status
+
+    def _read_messages(self) -> None:
         stdout = self._process.stdout
         assert stdout is not None
-        while line := stdout.readline(LONGEST_MESSAGE_BYTES):
+        nonsense = 0
+        while line := self._next_line(stdout):
             if (message := _message_in(line)) is None:
-                log.warning("%s %d sent a line that is no message: %r", self.role, self.pid, line[:200])
+                if not nonsense:
+                    log.warning("%s %d sent a line that is no message: %r", self.role, self.pid, line[:200])
+                nonsense += 1
             elif message.get("is") == "log":
                 self._log(message)
             else:
                 self._on_message(message)
-        status = self._process.wait()
-        stderr_reader.join(1.0)
         stdout.close()
-        self._outgoing.put(None)
-        self._on_exit(status)
+        if nonsense > 1:
+            log.warning("%s %d sent %d lines that are no messages", self.role, self.pid, nonsense)
+
+    def _next_line(self, stdout: IO[bytes]) -> bytes:
+        self._is_waiting_for_a_line = True
+        line = stdout.readline(LONGEST_MESSAGE_BYTES)
+        self._is_waiting_for_a_line = False
+        self._lines += 1
+        return line
 
     def _log(self, message: Message) -> None:
         logger, text = logging.getLogger(str(message.get("logger"))), brief(str(message.get("text")))
@@ -271,4 +315,19 @@ def open_parent_link() -> ParentLink:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+    _end_with_parent()
     return ParentLink(incoming, outgoing)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process when the thread that started it is gone, where it can (Linux, prctl(2)).
+
+    Native code that hangs while it holds Python's lock lets no thread of ours see that the parent is gone. Whoever starts a child
+    keeps its thread for as long.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -13,6 +13,9 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
+PLAUSIBLE_YEARS = range(2025, 2100)
+"""Outside, a board woke without a battery, or somebody mistyped."""
+
 
 class Clock(Protocol):
     """Wall time for people, monotonic time for decisions."""

@@ -22,7 +22,7 @@ def device_identity(name: str | None, paths: StatePaths, random: Random) -> str:
     if name:
         return name
     try:
-        stored = paths.identity.read_text("ascii").strip()
+        stored = atomicfile.read(paths.identity).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         stored = ""
     if _VALID.fullmatch(stored):

@@ -2,17 +2,17 @@
 
 `Preparer` does it in the caller's thread and all of its heavy work in child processes; one model at a time, since
 trials must not disturb each other's timing. While an accelerator is compiled for one model, which takes minutes on some, the
-CPU's candidates of the next one get their turn first, so that each model serves soon. `Preparation` is the thread that does it
-for core and posts notes, and `Retrial` the one that looks whether a candidate that failed works again.
+CPU's candidates of the next one get their turn first, so that each model serves soon. Nor is a driver waited for that hangs
+when it is asked what it drives: the CPU is measured meanwhile, and serves. `Preparation` is the thread that does it for core
+and posts notes, and `Retrial` the one that looks whether a candidate that failed works again.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.bundle.finding import find_bundle
@@ -25,16 +25,21 @@ from agent.device.planning.judging import judge
 from agent.device.planning.plan import Candidate, Demand, Outcome, Plan
 from agent.device.planning.planstore import PlanStore
 from agent.device.profiles.profile import Profile
-from agent.device.survey.recognition import recognise
+from agent.device.survey.recognition import profile_for, recognise
 from agent.device.survey.tried import Tried
 from agent.errors import BundleError, HoldfastError
 from agent.pipeline.demands import Asked
 from agent.trial.measuring import Loaded
 from agent.trial.planner import Planner
 from agent.trial.running import Ask, run_trial
+from agent.turns import Turns
 from agent.update.record import Slot
 
 log = logging.getLogger(__name__)
+
+EARLY_AFTER_S = 3.0
+"""So long drivers may take to say what is here; a wake-up takes one or two. Then the processor begins without them."""
+LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,41 +116,6 @@ class StoppedPreparingError(HoldfastError):
     """The stop event was set."""
 
 
-class Turns:
-    """A lock whose waiters get it in the order in which they came."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[threading.Lock] = deque()
-        self._changing = threading.Lock()
-
-    def __enter__(self) -> None:
-        """Wait until it is this thread's turn."""
-        self._take()
-
-    def __exit__(self, *_: object) -> None:
-        self._give()
-
-    def yield_(self) -> None:
-        """Let those that wait have a turn, and wait for the next; called within one."""
-        self._give()
-        self._take()
-
-    def _take(self) -> None:
-        mine = threading.Lock()
-        mine.acquire()
-        with self._changing:
-            self._waiting.append(mine)
-            if len(self._waiting) == 1:
-                return
-        mine.acquire()
-
-    def _give(self) -> None:
-        with self._changing:
-            self._waiting.popleft()
-            if self._waiting:
-                self._waiting[0].release()
-
-
 class Preparer:
     """Facts and profile of this device, probed when first needed, and the trials. Any thread may use it; one at a time measures.
 
@@ -182,6 +152,10 @@ class Preparer:
         self._measuring = Turns()
         self._probing = threading.Lock()
         self._known: tuple[Facts, Profile] | None = None
+        self._first: Facts | None = None
+        """Of the first look: what is known though drivers have not answered yet."""
+        self._early: dict[str, Plan] = {}
+        """By model: what was measured while they had not."""
 
     def device(self, stop: threading.Event) -> tuple[Facts, Profile]:
         """Return what this device is and the profile that fits it.
@@ -192,17 +166,73 @@ class Preparer:
         with self._probing:
             if (known := self._known) is None:
                 facts, selection = recognise(
-                    self._runtimes, self._profile_name, profiles=self._profiles, tried=self._tried, stop=stop
+                    self._runtimes,
+                    self._profile_name,
+                    profiles=self._profiles,
+                    tried=self._tried,
+                    stop=stop,
+                    first=self._take_first,
                 )
                 if stop.is_set():
                     raise StoppedPreparingError("stopped while looking at the hardware")
                 self._known = known = facts, selection.profile
             return known
 
+    def _take_first(self, facts: Facts) -> None:
+        self._first = facts
+
+    def look(self, wanted: Wanted, stop: threading.Event, post: Post) -> Facts:
+        """Return what this device is. Where a driver takes its time to tell, or hangs, the CPU serves meanwhile: what it does
+        best is posted as `Prepared` (`Plan.is_interim`), unless something runs already.
+
+        Raises:
+            HoldfastError: as `device`.
+        """
+        has_answered, first = threading.Event(), None
+
+        def ask() -> None:
+            try:
+                self.device(stop)
+            except HoldfastError:
+                pass  # it is raised again below
+            finally:
+                has_answered.set()
+
+        threading.Thread(target=ask, name="survey", daemon=True).start()
+        is_over = self._clock.wait(has_answered, EARLY_AFTER_S) or wanted.is_switch or wanted.is_again
+        while not is_over and (first := self._first) is None:  # a slow board: its own facts take longer, too
+            is_over = self._clock.wait(has_answered, LOOK_S)
+        if not is_over and first is not None:
+            try:
+                self._serve_early(wanted, first, has_answered, post)
+            except HoldfastError as error:
+                log.info("model %s does not run before all drivers have answered: %s", wanted.model, error)
+        return self.device(stop)[0]
+
+    def _serve_early(self, wanted: Wanted, facts: Facts, has_answered: threading.Event, post: Post) -> None:
+        """Plan as if the plain CPU were all there is, which may be known from an earlier start; ended by the drivers' answer."""
+        profile = profile_for(facts, self._profile_name, profiles=self._profiles)
+        demand = self._asked.get(wanted.model, Asked()).demand(facts, profile)
+        bundle = self._open(wanted, facts, profile)
+        post(BundleOpened(wanted, bundle))
+        planner = Planner(facts, profile, self._store, self._clock, self._prepared)
+        with self._measuring:
+            plan = planner.stored(bundle, demand) or planner.measure(
+                bundle,
+                demand,
+                progress=lambda each: post(TrialProgress(wanted.model, each)),
+                stop=has_answered,
+            )
+        if plan is not None and not has_answered.is_set():
+            self._early[wanted.model] = plan
+            interim = replace(plan, is_interim=True, requested="what drivers offer that have not answered yet")
+            post(Prepared(wanted, bundle, interim, was_stored=False))
+
     def look_again(self) -> None:
         """Forget what this device is and what worked on it: a driver that came late, or went, may change it."""
         with self._probing:
-            self._known = None
+            self._known = self._first = None
+            self._early.clear()
             if self._tried:
                 self._tried.forget()
 
@@ -216,8 +246,7 @@ class Preparer:
 
     def variants_for(self, manifest: Manifest, stop: threading.Event) -> frozenset[str]:
         """Return the variants of a bundle that a plan for this device may choose: the others need not be fetched."""
-        found, _ = candidates(*self.device(stop), manifest)
-        return frozenset(candidate.variant for candidate in found)
+        return _variants_for(manifest, *self.device(stop))
 
     def prepare(self, wanted: Wanted, stop: threading.Event, post: Post) -> Prepared:
         """Open the bundle, check what will be used of it, and return it with a stored or a measured plan.
@@ -233,7 +262,7 @@ class Preparer:
         """
         facts, profile = self.device(stop)
         demand = self.demand(wanted.model, stop)
-        bundle = self._open(wanted, stop)
+        bundle = self._open(wanted, facts, profile)
         post(BundleOpened(wanted, bundle))
         planner = Planner(facts, profile, self._store, self._clock, self._prepared)
 
@@ -254,6 +283,7 @@ class Preparer:
                 progress=lambda each: post(TrialProgress(wanted.model, each)),
                 interim=serve_meanwhile,
                 stop=stop,
+                known=early.outcomes if (early := self._early.get(wanted.model)) and early.demand == demand else (),
             )
         if plan is None:
             raise StoppedPreparingError("stopped while measuring")
@@ -277,7 +307,7 @@ class Preparer:
             raise StoppedPreparingError("stopped while measuring")
         return judge(outcome, profile, bundle.manifest).refusal
 
-    def _open(self, wanted: Wanted, stop: threading.Event) -> Bundle:
+    def _open(self, wanted: Wanted, facts: Facts, profile: Profile) -> Bundle:
         if wanted.slot is None:
             return open_bundle(find_bundle(wanted.bundle))
         bundle = open_bundle(Path(wanted.bundle), verify=False)
@@ -287,7 +317,12 @@ class Preparer:
                 where=wanted.bundle,
                 hint="nothing: it is fetched again with the next check",
             )
-        return open_bundle(Path(wanted.bundle), variants=self.variants_for(bundle.manifest, stop))
+        return open_bundle(Path(wanted.bundle), variants=_variants_for(bundle.manifest, facts, profile))
+
+
+def _variants_for(manifest: Manifest, facts: Facts, profile: Profile) -> frozenset[str]:
+    found, _ = candidates(facts, profile, manifest)
+    return frozenset(candidate.variant for candidate in found)
 
 
 class Preparation:
@@ -335,7 +370,7 @@ class Preparation:
             self._fail(HoldfastError(f"{type(error).__name__}: {error}", where=self._wanted.bundle))
 
     def _prepare(self) -> None:
-        self._post(FactsKnown(self._preparer.device(self._stop)[0]))
+        self._post(FactsKnown(self._preparer.look(self._wanted, self._stop, self._post)))
         self._post(self._preparer.prepare(self._wanted, self._stop, self._post))
 
     def _fail(self, error: HoldfastError) -> None:

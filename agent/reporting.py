@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import psutil
 
-from agent.clock import Clock
+from agent.clock import PLAUSIBLE_YEARS, Clock
 from agent.device.facts import Facts
 from agent.device.planning.plan import Outcome
 from agent.health.conditions import Conditions
@@ -27,8 +27,6 @@ from agent.status import LinkStatus, ModelStatus, OutboxStatus, PipelineStatus, 
 log = logging.getLogger(__name__)
 
 METRICS_PERIOD_S = 60.0
-PLAUSIBLE_YEARS = range(2025, 2100)
-"""Outside, a board woke without a battery, or somebody mistyped."""
 
 
 class Reporter:

@@ -200,6 +200,9 @@ class Running:
     def _take_prepared(self, prepared: Prepared) -> None:
         """A plan is there: the first, the final one after an interim one, a newer one, or another bundle's."""
         wanted, model = prepared.wanted, prepared.wanted.model
+        before = self._runs.get(model)
+        if prepared.plan.is_interim and before is not None and not before.plan.is_interim:
+            return  # it was looked whether there is better, and what runs is no worse than the processor
         try:
             run = self._make_run(prepared)
         except BundleError as error:  # a release for the bundle that runs has no trial, and operators change their file
@@ -210,7 +213,6 @@ class Running:
         log.info("model %s: %s", model, run.plan.reason)
         if run.plan.is_interim:
             log.info("model %s: %s", model, policy.elsewhere_at_start(run.plan))
-        before = self._runs.get(model)
         if wanted.is_switch and run.job.pipelines:
             self._ask(model, _Asked(run, run.job), "release")
         elif wanted.is_switch:  # every pipeline requires what this bundle does not run on: no fault of its own

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from agent.backoff import Backoff
-from agent.clock import Clock, Random
+from agent.clock import PLAUSIBLE_YEARS, Clock, Random
 from agent.device.planning.plan import Candidate, Plan
 from agent.preparation import Preparation, PreparationNote, Prepared, Preparer, Retrial, Wanted
 
@@ -96,8 +96,13 @@ class Wishes:
             self._looks.pop(model, None)
             return
         looks = self._looks.setdefault(model, Backoff(self._random, LOOK_FIRST_S, LOOK_LIMIT_S))
-        is_again = self._clock.now() - datetime.fromisoformat(plan.made_at) > TOO_OLD
+        is_again = self._is_too_old(datetime.fromisoformat(plan.made_at))
         self._put_off(replace(prepared.wanted, is_switch=False, is_again=is_again), looks)
+
+    def _is_too_old(self, made_at: datetime) -> bool:
+        """Also one from the future: the clock was ahead when it was made, and it would not be old for years."""
+        now = self._clock.now()
+        return now - made_at > TOO_OLD or (now.year in PLAUSIBLE_YEARS and made_at - now > TOO_OLD)
 
     def _put_off(self, wanted: Wanted, backoff: Backoff) -> None:
         self._later[wanted.model] = self._clock.monotonic() + backoff.next_delay_s(), wanted

@@ -281,6 +281,7 @@ class VirtualSession:
         self._runs = 0
         memory_mb = device.memory_mb if isinstance(device, Accelerator) else 0
         self._is_right = not isinstance(device, Accelerator) or _is_spared(device, assignment)
+        self._wrong_after = (device.wrong_after or 0) if isinstance(device, Accelerator) else 0
         self._memory = [b"\1" * (memory_mb << 20)]  # ones: the system gives zeros without taking memory for them
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -297,7 +298,7 @@ class VirtualSession:
             self._clock.wait(threading.Event(), began_s + run_s - self._clock.monotonic())
         if isinstance(self._device, Accelerator) and self._device.leaks_mb:
             self._memory.append(b"\1" * round(self._device.leaks_mb * 2**20))
-        return outputs if self._is_right else self._spoilt(outputs)
+        return outputs if self._is_right or number < self._wrong_after else self._spoilt(outputs)
 
     def end_trace(self) -> Path | None:
         """End the trace of the real computation, with the device's name at its nodes: the times are the processor's."""

@@ -94,6 +94,8 @@ class Accelerator(_Speed):
     """No session can be made, with this text."""
     wrong_results: Literal["negated", "zeros", "nan"] | None = None
     """What it makes of float outputs."""
+    wrong_after: Count | None = None
+    """Only from this run of a session on."""
     spares_small: bool = True
     """Models of `SMALL_NODES` nodes at most compile at once and without trouble, and give right results. That is how most bad
     devices are, and what the probe tries is such a model; without this, the probe finds the trouble."""

@@ -5,7 +5,6 @@ It stores no plan and disturbs none: `holdfast plan measure` does that. The cand
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent import scratch
 from agent.cli.thisdevice import ConfigOption, runtimes_of, settings_if_any
 from agent.device.planning.plan import Candidate, Demand, Objective, Outcome, labels
 from agent.errors import OperatorError
@@ -176,8 +176,8 @@ class _Bench:
         from agent.trial.measuring import Budget, Measuring
         from agent.trial.running import run_trial
 
-        with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
-            (prepared := Path(folder) / "prepared").mkdir()
+        with scratch.folder("holdfast-bench-") as folder:
+            (prepared := folder / "prepared").mkdir()
             yield Measuring(
                 bundle_folder=self.bundle.folder,
                 manifest=self.bundle.manifest,
@@ -188,7 +188,7 @@ class _Bench:
                 progress=lambda _: None,
                 stop=threading.Event(),
                 prepared=prepared,
-                scratch=Path(folder),
+                scratch=folder,
             )
 
     def _report(self, outcomes: Sequence[Outcome], rounds: int) -> Report:

@@ -73,7 +73,7 @@ class Sequence:
 def _read(path: Path, *, fallback: int) -> int:
     """Return the number in the file; where it cannot be read, skip one block: that many may have been handed out."""
     try:
-        return int(path.read_bytes())
+        return int(atomicfile.read(path))
     except FileNotFoundError:
         return fallback
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ memory (`agent.trial.running`). Whatever native code does here, nobody else feel
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +23,15 @@ from agent.childprocess import Message, open_parent_link
 from agent.clock import Clock, SystemClock
 from agent.device.hardware.energy import package_energy_uj, spent_mj
 from agent.device.hardware.thermal import thermal_zones
+from agent.device.planning.judging import CPU_AGREEMENT
 from agent.device.planning.plan import Candidate, Measurement
-from agent.errors import HoldfastError
+from agent.errors import CandidateError, HoldfastError
 from agent.trial.running import Ask, is_reference
 from agent.usage import cpu_seconds, fence_memory, peak_rss_bytes
 
 if TYPE_CHECKING:
     from agent.inference.model import Model
+    from agent.trial.comparison import Tensors
 
 FEWEST_RUNS = 30
 """However slow the model is; of a short round, a quarter."""
@@ -76,7 +79,7 @@ def measure(
         CandidateError: the provider cannot load or run the model, or its outputs are no numbers.
     """
     from agent.inference.model import open_model
-    from agent.trial.comparison import against_golden, noise_inputs
+    from agent.trial.comparison import against_golden, copied, noise_inputs
 
     model = open_model(bundle, candidate, clock, prepared=ask.prepared, trace=ask.trace)
     model.warm_up()  # some providers compile at the first run
@@ -85,7 +88,26 @@ def measure(
     agreement, inputs = against_golden(bundle, model, candidate.variant, clock)
     inputs = inputs or noise_inputs(bundle, model, clock)
     cpu_agreement = None if ask.reference is None else _compare_raw(model, candidate, inputs, ask.reference)
-    return replace(_timed(model, inputs, ask, clock), golden_agreement=agreement, cpu_agreement=cpu_agreement)
+    before = copied(model.infer(inputs[0]))
+    measured = _timed(model, inputs, ask, clock)
+    if not candidate.is_plain_cpu:
+        _require_the_same(before, model.infer(inputs[0]), candidate)
+    return replace(measured, golden_agreement=agreement, cpu_agreement=cpu_agreement)
+
+
+def _require_the_same(before: Tensors, after: Tensors, candidate: Candidate) -> None:
+    """Refuse what answers right at first only: a device that gets hot, buffers that streams overwrite for each other.
+
+    Raises:
+        CandidateError: with how far the outputs for one input agree.
+    """
+    from agent.trial.comparison import agreement_of
+
+    if (agreement := agreement_of(before, after)) < CPU_AGREEMENT:
+        raise CandidateError(
+            f"{candidate.label} gives other outputs for the same input after a while: they agree by {agreement:.3f}; at least "
+            f"{CPU_AGREEMENT:.3f} is required"
+        )
 
 
 def _compare_raw(model: Model, candidate: Candidate, inputs: Sequence[dict[str, Any]], reference: Path) -> float | None:
@@ -95,7 +117,8 @@ def _compare_raw(model: Model, candidate: Candidate, inputs: Sequence[dict[str, 
     outputs = [model.infer(each) for each in inputs]
     if is_reference(candidate):
         if not reference.exists():
-            write_reference(reference, outputs)
+            with contextlib.suppress(OSError):  # a full disk is no fault of the CPU's: the others are refused for it
+                write_reference(reference, outputs)
         return None
     return against_reference(reference, outputs)
 

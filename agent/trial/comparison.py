@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,27 +77,40 @@ def _noise(spec: ImageInput | SignalInput, chance: np.random.Generator, number: 
 
 
 def write_reference(path: Path, outputs: Sequence[Tensors]) -> None:
-    """Keep the raw outputs of the plain CPU for the others.
+    """Keep the raw outputs of the plain CPU for the others: whole, or not at all.
 
     Raises:
         OSError: the disk is full.
     """
     arrays = {f"{number} {name}": array for number, each in enumerate(outputs) for name, array in each.items()}
-    np.savez(path, allow_pickle=False, **arrays)
+    beside = path.with_name(f"{path.stem}.part.npz")
+    np.savez(beside, allow_pickle=False, **arrays)
+    beside.replace(path)
 
 
 def against_reference(path: Path, outputs: Sequence[Tensors]) -> float | None:
     """Return how far raw outputs agree with those kept: the worst tensor's; None where there are none to compare with."""
     with contextlib.suppress(*_UNREADABLE), np.load(path, allow_pickle=False) as kept:
-        return min(
-            (
-                _alike(kept[f"{number} {name}"], array)
-                for number, each in enumerate(outputs)
-                for name, array in each.items()
-            ),
-            key=lambda share: -1.0 if np.isnan(share) else share,
+        return _least(
+            _alike(kept[f"{number} {name}"], array)
+            for number, each in enumerate(outputs)
+            for name, array in each.items()
         )
     return None
+
+
+def agreement_of(before: Tensors, after: Tensors) -> float:
+    """Return how far two outputs for one input agree: the worst tensor's, NaN where one holds NaN or infinity."""
+    return _least(_alike(array, after[name]) for name, array in before.items())
+
+
+def copied(outputs: Tensors) -> Tensors:
+    """Return outputs in memory of their own: a provider may write the next ones into the same."""
+    return {name: np.array(array) for name, array in outputs.items()}
+
+
+def _least(shares: Iterable[float]) -> float:
+    return min(shares, key=lambda share: -1.0 if np.isnan(share) else share)
 
 
 def _alike(expected: NDArray[Any], found: NDArray[Any]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -97,10 +97,18 @@ class Measuring:
     stop: threading.Event
     prepared: Path | None
     """The plan's folder of prepared models."""
-    scratch: Path
-    """For raw outputs that are compared and for traces."""
+    scratch: Path | None
+    """For raw outputs that are compared and for traces; None where nothing can be written."""
     trials: dict[Candidate, list[Outcome]] = field(default_factory=dict)
     dropped_in: dict[Candidate, int] = field(default_factory=dict)
+
+    def take(self, known: Iterable[Outcome]) -> None:
+        """Count what was measured before as measured."""
+        for each in known:
+            if each.measurement is not None:
+                self.trials[each.candidate] = [replace(each, dropped_in=None)]
+                if each.dropped_in is not None:
+                    self.dropped_in[each.candidate] = each.dropped_in
 
     def outcomes(self) -> list[Outcome]:
         """Return one outcome for each candidate that was tried or left out, in the order of their first trials."""
@@ -162,6 +170,8 @@ class Measuring:
 
     def trace(self, candidate: Candidate) -> dict[str, float]:
         """Return the share of a run's time by provider, from a traced trial; empty where it failed."""
+        if self.scratch is None:
+            return {}
         ask = Ask(runs=FIRST_RUNS, seconds=FIRST_S, prepared=self.prepared, trace=self.scratch / "trace")
         measured = self._in_child(candidate, ask).measurement
         return measured.time_share if measured else {}
@@ -207,13 +217,17 @@ class Measuring:
 
     def once(self, candidate: Candidate, *, runs: int = FINAL_RUNS, seconds: float = FINAL_S) -> Outcome:
         """Run one trial, by default one as long as a finalist's, and keep nothing."""
+        try:
+            reference = self._reference(candidate)
+        except OSError as error:
+            return Outcome(candidate, refusal=str(error), cause="untried")
         ask = Ask(
             runs=runs,
             seconds=seconds,
             streams=self.demand.streams if self.demand.objective == "throughput" else 1,
             wants_energy=self.demand.objective == "power",
             prepared=self.prepared,
-            reference=self._reference(candidate),
+            reference=reference,
         )
         return self._run(candidate, ask)
 
@@ -234,14 +248,23 @@ class Measuring:
         return outcome
 
     def _reference(self, candidate: Candidate) -> Path | None:
-        """Return the file of raw outputs to compare with, where there are no golden answers; made where it is missing."""
+        """Return the file of raw outputs to compare with, where there are no golden answers; made where it is missing.
+
+        Raises:
+            OSError: the plain CPU has outputs, and they cannot be written: nobody would see that others are wrong.
+        """
         if self.manifest.golden:
             return None
-        path = self.scratch / f"{candidate.variant}.npz"
-        if not is_reference(candidate) and not path.exists():
-            ask = Ask(runs=1, seconds=0.0, reference=path)
-            plain = Candidate(CPU_SPEC.provider, "cpu", candidate.variant, threads=1)
-            self._in_child(plain, ask)
+        path = self.scratch / f"{candidate.variant}.npz" if self.scratch else None
+        if is_reference(candidate) or (path and path.exists()):
+            return path
+        plain = Candidate(CPU_SPEC.provider, "cpu", candidate.variant, threads=1)
+        if path and self._in_child(plain, Ask(runs=1, seconds=0.0, reference=path)).refusal:
+            return path  # where the plain CPU cannot run it, there is nothing to compare with
+        if path is None or not path.exists():
+            raise OSError(
+                "its outputs cannot be compared with the CPU's: no file can be written, the disk is full or read-only"
+            )
         return path
 
     def _in_child(self, candidate: Candidate, ask: Ask, loaded: Callable[[], None] = lambda: None) -> Outcome:

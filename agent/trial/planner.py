@@ -13,13 +13,14 @@ need not wait.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent import scratch
 from agent.bundle.reader import Bundle
 from agent.clock import Clock
 from agent.device.facts import Facts
@@ -69,6 +70,7 @@ class Planner:
         progress: Progress = lambda _: None,
         interim: Callable[[Plan], None] = lambda _: None,
         stop: threading.Event | None = None,
+        known: Sequence[Outcome] = (),
     ) -> Plan | None:
         """Measure what may run a bundle here, choose, and store the plan.
 
@@ -78,12 +80,13 @@ class Planner:
             progress: Called from this thread.
             interim: Called from this thread with a plan that can be run already, where accelerators are still to be measured.
             stop: When set, the trial that runs is killed and None is returned, within a second.
+            known: What was measured for the same demand, and is not measured again.
 
         Raises:
             CandidateError: nothing can run this bundle here; the message lists every refusal.
         """
         found, refused = candidates(self.facts, self.profile, bundle.manifest, bundle.variants_present(), demand)
-        with tempfile.TemporaryDirectory(prefix="holdfast-trials-") as scratch:
+        with contextlib.ExitStack() as stack:
             measuring = Measuring(
                 bundle_folder=bundle.folder,
                 manifest=bundle.manifest,
@@ -94,12 +97,23 @@ class Planner:
                 progress=progress,
                 stop=stop or threading.Event(),
                 prepared=_prepared_folder(self.prepared, self._key(bundle, demand)),
-                scratch=Path(scratch),
+                scratch=self._scratch(stack),
             )
+            measuring.take(each for each in known if each.candidate in found)
             plan = _Planning(bundle, self.facts, demand, self.clock, measuring, found, refused).plan(interim)
         if plan is not None:
             self._keep(plan)
         return plan
+
+    def _scratch(self, stack: contextlib.ExitStack) -> Path | None:
+        """Return a folder until the stack is left: in our own state, where a read-only system has none for temporary files."""
+        try:
+            if self.prepared is not None:
+                self.prepared.mkdir(parents=True, exist_ok=True)
+            return stack.enter_context(scratch.folder("holdfast-trials-", self.prepared))
+        except OSError as error:
+            log.warning("nothing can be written for trials to compare with: %s", error)
+            return None
 
     def _key(self, bundle: Bundle, demand: Demand) -> str:
         return plan_key(self.facts.fingerprint, bundle.digest, self.facts.runtime_version, demand)
@@ -142,6 +156,7 @@ class _Planning:
         on_cpu = [each for each in self.found if each.is_plain_cpu or (each in asked and each.device_type == "cpu")]
         accelerators = [each for each in asked if each.device_type != "cpu"]
         others = [each for each in self.found if each not in asked and each not in on_cpu]
+        on_cpu = [each for each in on_cpu if each not in self.measuring.trials]
         self.measuring.halve(on_cpu, reference(on_cpu), ACCELERATORS_SHARE if accelerators else 0.0)
         follows = accelerators or (others and not self.measuring.has_passed(asked))
         if follows and self.measuring.has_passed() and not self.measuring.stop.is_set():

@@ -6,11 +6,11 @@ A candidate that crashes while it is traced is what one wants to look at most: w
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent import scratch
 from agent.device.planning.plan import Candidate
 from agent.device.profiles.profile import Limits
 from agent.errors import CandidateError, StateError
@@ -39,10 +39,10 @@ def trace_candidate(
         CandidateError: the candidate left no trace: it could not be opened, or ended before its second run.
         StateError: its trace is damaged, or `target` cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix="holdfast-trace-") as folder:
-        ask = Ask(trace=Path(folder) / "trace")
+    with scratch.folder("holdfast-trace-") as folder:
+        ask = Ask(trace=folder / "trace")
         outcome = run_trial(bundle_folder, candidate, limits, stop or threading.Event(), ask=ask)
-        written = sorted(Path(folder).glob("trace*"))
+        written = sorted(folder.glob("trace*"))
         if not written:
             reason = outcome.refusal or "its runtime wrote none"
             raise CandidateError(f"{candidate.label} left no trace: {reason}", hint="trace another with --candidate")

@@ -70,7 +70,7 @@ def _take(path: Path) -> Request | None:
     content: bytes | None = None
     try:
         if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
+            with atomicfile.open_file(path) as file:
                 content = file.read(MAX_BYTES + 1)
         path.unlink()
     except OSError as error:

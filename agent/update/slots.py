@@ -85,7 +85,7 @@ class Slots:
 
     def _read(self, path: Path, model: str) -> tuple[int, Record] | None:
         try:
-            with path.open("rb") as file:
+            with atomicfile.open_file(path) as file:
                 generation, record = _from_json(file.read(_MAX_BYTES + 1))
             if record.model != model:
                 raise ValueError(f"holds the record of {record.model}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,13 +11,17 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.device.facts import Cpu, EpDevice, Facts
+from agent.device.planning.plan import Candidate, Measurement, Outcome, Plan
 from agent.device.planning.planstore import PlanStore
-from agent.preparation import Preparation, Prepared, Preparer, Turns, Wanted
+from agent.preparation import BundleOpened, Preparation, Prepared, Preparer, Wanted
 from agent.trial.planner import Planner
+from agent.turns import Turns
 from simulator.clock import VirtualClock
 
 CPU = Cpu("x", "y", frozenset({"avx2"}), 2, 4)
 EARLY = Facts("linux", "6", "x86_64", "", CPU, 2**30, runtime_version="1.31", ep_devices=(), findings=())
+CANDIDATE = Candidate("CPUExecutionProvider", "cpu", "fp32", 1)
+MEASURED = (Outcome(CANDIDATE, Measurement(200, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1)),)
 LATE = replace(EARLY, ep_devices=(EpDevice("CPUExecutionProvider", "cpu"),))
 
 
@@ -40,6 +45,43 @@ def test_driver_that_comes_late_is_found_by_the_next_attempt(tmp_path, probes):
     assert preparer.device(threading.Event())[0] == EARLY
     preparer.look_again()
     assert preparer.device(threading.Event())[0] == LATE
+
+
+def test_processor_serves_while_a_driver_hangs_and_is_not_measured_twice(make_tiny_bundle, tmp_path, monkeypatch):
+    """It may take 20 s to be listed and 60 s to be tried, at each start: nobody would be served meanwhile."""
+    released, posted, asked = threading.Event(), queue.SimpleQueue(), []
+    cpu = EpDevice("CPUExecutionProvider", "cpu")
+
+    def hang(*_, first, **__):
+        first(replace(EARLY, ep_devices=(cpu,)))
+        released.wait(60)
+        return replace(EARLY, ep_devices=(cpu, EpDevice("XExecutionProvider", "npu", runtime="plugin:x")))
+
+    def measure(self, bundle, demand, *, stop, known=(), **_):
+        asked.append(known)
+        plan = Plan(
+            self.facts.fingerprint, bundle.digest, "1.31", "p", CANDIDATE, "", MEASURED, "2026-11-20T09:00:00Z", demand
+        )
+        return None if stop.is_set() and not known else plan
+
+    monkeypatch.setattr("agent.device.survey.recognition.probe_facts", hang)
+    monkeypatch.setattr("agent.preparation.EARLY_AFTER_S", 0.01)
+    monkeypatch.setattr(Planner, "measure", measure)
+    (tmp_path / "plans").mkdir()
+    preparer = Preparer(None, PlanStore(tmp_path / "plans"), SystemClock())
+    preparation = Preparation(Wanted("m", str(make_tiny_bundle())), preparer, post=posted.put)
+    preparation.start()
+
+    assert isinstance(posted.get(timeout=20), BundleOpened)
+    interim = posted.get(timeout=20)
+    assert interim.plan.is_interim
+    assert interim.plan.outcomes == MEASURED
+    released.set()
+    preparation.join(20)
+    *_, final = iter(lambda: None if posted.empty() else posted.get(), None)
+    assert not final.plan.is_interim
+    assert final.plan.fingerprint != interim.plan.fingerprint
+    assert asked == [(), MEASURED]
 
 
 def test_turns_come_in_the_order_of_asking(eventually_waiting):
@@ -98,7 +140,7 @@ def test_second_models_processor_is_measured_while_the_first_ones_accelerator_wa
 
     monkeypatch.setattr(Planner, "stored", stored)
     monkeypatch.setattr(Planner, "measure", plan)
-    monkeypatch.setattr(Preparer, "_open", lambda self, wanted, stop: wanted.bundle)
+    monkeypatch.setattr(Preparer, "_open", lambda self, wanted, *_: wanted.bundle)
     threads = [Preparation(Wanted(name, name), preparer, post=posted.append) for name in ("first", "second")]
     threads[0].start()
     eventually_waiting(preparer._measuring, 1)
@@ -126,7 +168,7 @@ def test_no_interim_plan_where_something_runs_already(tmp_path, monkeypatch, how
 
     monkeypatch.setattr(Planner, "stored", stored)
     monkeypatch.setattr(Planner, "measure", plan)
-    monkeypatch.setattr(Preparer, "_open", lambda self, wanted, stop: wanted.bundle)
+    monkeypatch.setattr(Preparer, "_open", lambda self, wanted, *_: wanted.bundle)
     prepared = preparer.prepare(Wanted("m", "b", **{how: True}), threading.Event(), posted.append)
     assert prepared.plan == "plan"
     assert not any(isinstance(each, Prepared) for each in posted)

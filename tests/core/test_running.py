@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -318,6 +319,29 @@ def test_look_for_an_accelerator_that_fails_changes_nothing_and_is_repeated(benc
         it.it.deal_with(PreparationFailed(it.begun.first, CandidateError("no space left")))
         assert it.conditions == before
     assert (len(it.workers.asked), refused) == (1, [])
+
+
+@pytest.mark.parametrize(("years", "is_again"), [(-1, True), (0, False), (1, True)])
+def test_plan_of_another_time_is_measured_again_once(bench, years, is_again):
+    """A clock that was a year ahead when it was made would keep what was broken then from ever being measured again."""
+    it = bench()
+    made_at = it.clock.now() + timedelta(days=365 * years)
+    it.run(CPU, fallback="the npu's driver crashed", made_at=made_at.isoformat())
+    it.clock.advance(120)
+    it.it.tick(it.clock.monotonic())
+    assert it.begun.first.is_again is is_again
+
+
+def test_interim_plan_takes_nothing_away_from_what_runs(bench):
+    """A stick that is found while the GPU serves compiles for minutes: the processor would be worse meanwhile."""
+    it = bench()
+    it.run(GPU, CPU, fallback="there is no npu here")
+    asked = len(it.workers.asked)
+    it.clock.advance(120)
+    it.it.tick(it.clock.monotonic())
+    it.run(CPU, is_interim=True)
+    assert len(it.workers.asked) == asked
+    assert it.it._runs["m"].plan.chosen == GPU
 
 
 def test_plan_of_the_end_of_time_is_only_old(bench):

@@ -28,7 +28,7 @@ from tests.e2e.accelerated import (
     text,
 )
 
-# -- planning: sixteen devices at once, each with its own trouble ----------------------------------------------------------
+# -- planning: seventeen devices at once, each with its own trouble ----------------------------------------------------------
 
 
 DEVICES: dict[str, tuple[dict[str, Any], str | None, str]] = {
@@ -41,6 +41,7 @@ DEVICES: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "Stuck": ({"hang_on_compile": True}, "failed", "was not loaded and compiled within 3 s and was killed"),
     "Crashing": ({"crash_on_compile": True}, "failed", r"SIGABRT.*Crashing: the compiler crashed"),
     "Wrong": ({"wrong_results": "negated"}, "wrong", r"agrees with the golden answers by 0\.000; at least 0\.990"),
+    "Fickle": ({"wrong_results": "negated", "wrong_after": 24}, "failed", "other outputs for the same input after a while"),
     "Undefined": ({"wrong_results": "nan"}, "failed", "NaN|no numbers|not finite"),
     "Scattered": ({"supported_ops": ["Softmax", "Conv", "FusedConv"]}, "misplaced", rf"only 20% .*{CPU} 4, \w+ 1"),
     "Slow": ({"run_ms": 60}, "slow", r"worse than the CPU: (p99|median) \d+\.\d\d ms, where CPU fp32 ×1 has \d+\.\d\d ms"),

@@ -101,6 +101,7 @@ def test_each_way_to_fail_leads_to_the_next_best(board: Board, printer: Printer)
     set_trouble(board.hardware, "Third", "hangs")
     hang_s = board.until(lambda: board.serves(CPU, after=before), "events of the processor")
     printer(f"driver crashed: next serving after {crash_s:.2f} s; driver hung: after {hang_s:.2f} s")
+    assert "it hung: an inference for door" in board.holdfast.log(), "what saw it was the watch over whole sources"
     order = [provider for provider, _ in groupby(board.providers())]
     assert order[-4:] == [SWIFT, SPARE, ep("Third"), CPU]
     degraded = f"accelerator-degraded/{MODEL}"

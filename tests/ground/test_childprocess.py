@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,6 +67,60 @@ def test_what_a_killed_child_had_started_is_killed_too(start):
     assert said.get(timeout=20) == -9
     with contextlib.suppress(psutil.NoSuchProcess):
         assert compiler.status() == psutil.STATUS_ZOMBIE or compiler.wait(20) is None
+
+
+FORK = (
+    "import os, signal\n"
+    "if (pid := os.fork()) == 0:\n"
+    "    {flee}time.sleep(600)\n"
+    "print(json.dumps({{'pid': pid}}), flush=True)\n"
+    "os.kill(os.getpid(), signal.SIGSEGV)\n"
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("flee", ["", "os.setsid(); "], ids=["in its group", "in a group of its own"])
+def test_the_end_of_a_child_is_told_whatever_holds_its_pipes(start, flee):
+    """A driver's helper has them from its parent: core waited for ever for the end of a worker that had crashed long before."""
+    _, said = start(FORK.format(flee=flee))
+    helper = psutil.Process(said.get(timeout=20)["pid"])
+    assert said.get(timeout=20) == -signal.SIGSEGV
+    if flee:
+        helper.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert helper.status() == psutil.STATUS_ZOMBIE or helper.wait(20) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process that its parent has gone")
+def test_child_that_hangs_in_native_code_does_not_outlive_its_parent(tmp_path):
+    """A driver that holds Python's lock lets no thread see the end of our input: the process stayed, and kept the device."""
+    child, parent = tmp_path / "child.py", tmp_path / "parent.py"
+    child.write_text(
+        "import ctypes, json, os\n"
+        "from agent.childprocess import open_parent_link\n"
+        "open_parent_link().send({'pid': os.getpid()})\n"
+        "ctypes.PyDLL(None).sleep(600)\n"
+    )
+    parent.write_text(
+        "import sys, time, agent.childprocess as ours\n"
+        f"ours.command_line = lambda role: [sys.executable, {str(child)!r}]\n"
+        "ours.Child('t', on_message=lambda said: print(said['pid'], flush=True), on_exit=print)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, str(parent)], stdout=subprocess.PIPE) as core:
+        hung = psutil.Process(int(core.stdout.readline()))
+        core.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert hung.status() == psutil.STATUS_ZOMBIE or hung.wait(20) is None
+
+
+def test_a_flood_of_nonsense_is_two_lines_in_the_log(start, caplog):
+    """Native code that has gone mad would fill the disk with our complaints about it."""
+    _, said = start("print('x\\n' * 100_000, flush=True)\n")
+    assert said.get(timeout=20) == 0
+    first, last = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert first.endswith("b'x\\n'")
+    assert "100001 lines" in last
 
 
 def test_message_to_a_child_that_has_gone_is_no_error(start):

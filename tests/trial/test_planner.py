@@ -486,6 +486,25 @@ def test_a_full_disk_does_not_cost_the_plan(planning, clock, tmp_path, monkeypat
     assert planning(Bench(clock, apart()), prepared=tmp_path / "prepared").chosen.variant == "int8"
 
 
+def test_where_no_outputs_can_be_kept_to_compare_with_only_the_cpu_is_chosen(
+    make_tiny_bundle, tmp_path, clock, monkeypatch
+):
+    """Without golden samples a wrong accelerator would pass unseen; and a full disk is no fault of the processor's."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    planner = Planner(
+        WITH_NPU, profile(NPU_SPEC, CPU_SPEC), PlanStore(tmp_path), clock, tmp_path / "prepared", Bench(clock, apart())
+    )
+
+    plan = planner.measure(open_bundle(make_tiny_bundle(golden=[])), Demand())
+
+    assert plan.chosen.is_plain_cpu
+    assert "no file can be written" in (refusals(plan)["npu fp32"] or "")
+
+
 def test_only_what_the_best_have_compiled_is_kept(planning, clock, tmp_path):
     """Engines take hundreds of megabytes; the choice and what may take its place are enough."""
 

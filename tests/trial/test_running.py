@@ -106,6 +106,19 @@ def test_without_golden_samples_raw_outputs_are_compared_with_the_plain_cpus(
     assert least <= trial(folder, candidate, ask=ask).measurement.cpu_agreement <= most
 
 
+def test_answers_that_turn_wrong_after_a_while_are_a_refusal(make_tiny_bundle, tmp_path):
+    """The golden samples come first; a device that gets hot, or streams that share a buffer, err only later."""
+    npu = "{provider: VirtualNpuExecutionProvider, name: npu, run_ms: 1, wrong_results: negated, wrong_after: 20}"
+    (tmp_path / "hardware.yaml").write_text(f"accelerators: [{npu}]\n")
+    candidate = Candidate(
+        "VirtualNpuExecutionProvider", "npu", "fp32", 1, runtime=f"virtual:{tmp_path / 'hardware.yaml'}"
+    )
+
+    outcome = trial(make_tiny_bundle(), candidate, ask=Ask(runs=30))
+
+    assert "gives other outputs for the same input after a while: they agree by 0.0" in (outcome.refusal or "")
+
+
 def test_what_the_first_trial_prepared_the_next_ones_read(make_tiny_bundle, tmp_path):
     """Each round of the plan, and the worker, would else compile again: minutes on some accelerators."""
     folder, ask = make_tiny_bundle(), Ask(runs=20, prepared=tmp_path)

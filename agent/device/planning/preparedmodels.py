@@ -2,11 +2,13 @@
 
 Takes the root (`StatePaths.prepared`); says where a plan's folder is, and removes what no plan needs any more. What is inside a
 candidate's folder is the runtime's business. Nothing here raises: a cache that cannot be tidied costs disk, not service.
+Only what bears a name that we give is ever removed: an operator may have put a link to another disk in the root's place.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -19,6 +21,10 @@ MOST_PLANS = 8
 """Folders kept: this bundle and the one before it, for a few models and demands; an engine may take hundreds of megabytes."""
 KEPT_CANDIDATES = 3
 """Of a plan: so many of the best, and of the devices that take over when the choice's fails."""
+_OF_A_PLAN = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}-ort.*-[0-9a-f]{8}")
+"""`plan.plan_key`."""
+_OF_A_CANDIDATE = re.compile(r"\.?.+-[0-9a-f]{12}(\..+)?")
+"""`Candidate.prepared_name`, and the workshops beside it that a killed builder left."""
 
 
 def folder_of(root: Path, key: str) -> Path:
@@ -38,22 +44,23 @@ def keep_best(root: Path, plan: Plan) -> None:
     places = list(dict.fromkeys(candidate.place for candidate in plan.ranked))[:KEPT_CANDIDATES]
     best = [*plan.ranked[:KEPT_CANDIDATES], *(best_at[place] for place in places)]
     kept = {candidate.prepared_name for candidate in best}
-    for folder in _folders(root / plan.key):
+    for folder in _folders(root / plan.key, _OF_A_CANDIDATE):
         if folder.name not in kept:
             _remove(folder)
 
 
 def forget(root: Path, in_use: Collection[str]) -> None:
     """Remove the folders of plans, but the newest `MOST_PLANS` and those whose keys are `in_use`."""
-    newest_first = sorted(_folders(root), key=_modified_s, reverse=True)
+    newest_first = sorted(_folders(root, _OF_A_PLAN), key=_modified_s, reverse=True)
     for folder in newest_first[MOST_PLANS:]:
         if folder.name not in in_use:
             _remove(folder)
 
 
-def _folders(folder: Path) -> list[Path]:
+def _folders(folder: Path, name: re.Pattern[str]) -> list[Path]:
     try:
-        return [each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()]
+        folders = [each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()]
+        return [each for each in folders if name.fullmatch(each.name)]
     except OSError:
         return []
 

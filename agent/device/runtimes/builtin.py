@@ -37,6 +37,7 @@ class BuiltInRuntime:
         names = {device.provider for device in listed} | NO_PROVIDERS
         if self._id != BUILT_IN:  # the plain CPU provider is the built-in runtime's, once for the device
             listed = [device for device in listed if device.provider != CPU_PROVIDER]
+            names |= {CPU_PROVIDER}  # before 1.23 nothing is listed
         legacy = [
             EpDevice(provider=name, device_type=kind, runtime=self._id, library_version=self._library_version)
             for name in ortdevices.built_in_providers()

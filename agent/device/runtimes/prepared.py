@@ -19,14 +19,15 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent import atomicfile
+from agent import atomicfile, scratch
 from agent.bundle.manifest import TensorSpec
 from agent.device.planning.plan import Candidate
 from agent.device.runtimes.providers import Provider, provider_of
@@ -117,7 +118,7 @@ def read_whole(folder: Path, made_of: str) -> Index | None:
     if not folder.exists():  # asked first: a builder may finish between this look and the next
         return None
     try:
-        index = _index.validate_json((folder / INDEX).read_bytes())
+        index = _index.validate_json(atomicfile.read(folder / INDEX))
         damaged = _damaged(folder, index) if index.made_of == made_of else f"made of {index.made_of}"
     except (OSError, ValidationError):
         damaged = INDEX
@@ -176,7 +177,6 @@ def _prepare(folder: Path, provider: Provider, make: Make[SessionT], made_of: st
     """Fill the folder; None where that cannot be done here and now. What is there goes once its successor is made."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
         with _workshop(folder) as workshop:
             index = _draft(workshop, provider, make, made_of)
             if replaces:
@@ -277,62 +277,9 @@ def _mark_useless(folder: Path, index: Index) -> None:
         _publish(workshop, folder, useless)
 
 
-@contextlib.contextmanager
-def _workshop(folder: Path) -> Iterator[Path]:
+def _workshop(folder: Path) -> AbstractContextManager[Path]:
     """Give an empty sibling of `folder` that no other process takes for abandoned; gone afterwards, unless renamed."""
-    workshop, descriptor = _make_workshop(folder)
-    try:
-        yield workshop
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _make_workshop(folder: Path) -> tuple[Path, int | None]:
-    """Make a workshop and take its lock. One that was swept away between the two is made again."""
-    for is_last in (False, False, True):
-        workshop = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
-        try:
-            descriptor = _hold(workshop)
-        except OSError:
-            if is_last:
-                raise
-            continue
-        if workshop.exists():
-            return workshop, descriptor
-        if descriptor is not None:
-            os.close(descriptor)
-    raise FileNotFoundError(f"{folder.parent}: others delete what is made there")
-
-
-def _sweep(folder: Path) -> None:
-    """Delete the workshops of builders that were killed: trials often are, at their limit of time or memory."""
-    for abandoned in folder.parent.glob(f"{_prefix(folder)}*"):
-        with contextlib.suppress(OSError):
-            descriptor = _hold(abandoned)
-            shutil.rmtree(abandoned, ignore_errors=True)
-            if descriptor is not None:
-                os.close(descriptor)
-
-
-def _hold(workshop: Path) -> int | None:
-    """Take the workshop's lock, which ends with this process. Windows needs none: there, files in use cannot be deleted.
-
-    Raises:
-        OSError: another process has it.
-    """
-    if os.name == "nt":
-        return None
-    import fcntl
-
-    descriptor = os.open(workshop, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return scratch.folder(_prefix(folder), folder.parent)
 
 
 def _delete(folder: Path) -> None:

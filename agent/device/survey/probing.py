@@ -8,10 +8,11 @@ small. Two children at most run at a time.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TypeAlias
@@ -22,10 +23,12 @@ from agent.childprocess import Child, Message, exit_text
 from agent.clock import SystemClock
 from agent.device.facts import BUILT_IN, EpDevice, Facts, Finding
 from agent.device.hardware.gathering import gather
+from agent.device.hardware.memory import most_bytes
 from agent.device.runtimes.providers import OPENVINO
 from agent.device.survey.probe import LEFT_NODES, RUNS_NONE
 from agent.device.survey.tried import DeviceKind, Tried, kind_of
 from agent.log import brief
+from agent.usage import rss_bytes_of
 
 DEFAULT_TIMEOUT_S = 20.0
 """A vendor's driver may take several seconds to wake; the CPU alone takes 0.3 s."""
@@ -34,7 +37,9 @@ TRY_TIMEOUT_S = 60.0
 ENDING_S = 5.0
 """For a child that has answered: some drivers take a while to leave."""
 LOOK_S = 0.05
-"""How often the stop event is looked at."""
+"""How often the stop event and the child's memory are looked at."""
+MEMORY_SHARE = 0.5
+"""Of the device's memory, which a child may take: drivers' libraries are large, and no profile is chosen yet that says more."""
 AT_A_TIME = 2
 """Children that run at once: a driver's start is mostly waiting, but small boards have little memory."""
 
@@ -77,6 +82,7 @@ def probe_facts(
     tried: Tried | None = None,
     role: str = "probe",
     stop: threading.Event | None = None,
+    first: Callable[[Facts], None] = lambda _: None,
 ) -> Facts:
     """Return what is here and what of it works. Never raises for what a driver does.
 
@@ -91,11 +97,13 @@ def probe_facts(
         tried: What worked at an earlier start, which is believed for this one; None: everything is tried.
         role: Another child role, for tests.
         stop: When set, all children are killed within a tenth of a second, and the facts are as far as they came.
+        first: Called from another thread with what is known before any driver but the built-in ones has answered: the facts with
+            the plain CPU alone.
     """
     children = _Children(role, stop or threading.Event())
     others = [runtime for runtime in dict.fromkeys(runtimes) if runtime != BUILT_IN]
     questions: list[Message] = [{"is": "gather"}, *({"is": "list", "runtime": runtime} for runtime in others)]
-    gathered, *listed = children.ask_all(questions, timeout_s)
+    gathered, *listed = children.ask_all(questions, timeout_s, first=lambda answer: _tell(first, answer))
     facts = _read_facts(gathered)
     # What offers nothing comes last: what to do about it depends on what the others bring.
     for runtime, answer in sorted(zip(others, listed, strict=True), key=lambda pair: _offers_nothing(pair[1])):
@@ -120,16 +128,29 @@ class _Children:
         self._stop = stop
         self._is_leaving = threading.Event()
         self._clock = SystemClock()
+        self._most_bytes = most_memory_bytes()
 
     @property
     def are_stopped(self) -> bool:
         return self._stop.is_set() or self._is_leaving.is_set()
 
-    def ask_all(self, questions: Sequence[Message], timeout_s: float) -> list[Answer]:
-        """Return the answers in the order of the questions; no child is left behind, not even by Ctrl-C."""
+    def ask_all(
+        self, questions: Sequence[Message], timeout_s: float, *, first: Callable[[Answer], None] = lambda _: None
+    ) -> list[Answer]:
+        """Return the answers in the order of the questions; no child is left behind, not even by Ctrl-C.
+
+        `first` gets the first question's answer as soon as it is there.
+        """
+
+        def ask(number: int, question: Message) -> Answer:
+            answer = self._ask(question, timeout_s)
+            if number == 0:
+                first(answer)
+            return answer
+
         with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix=self._role) as pool:
             try:
-                return list(pool.map(lambda question: self._ask(question, timeout_s), questions))
+                return list(pool.map(ask, itertools.count(), questions))
             except BaseException:
                 self._is_leaving.set()
                 raise
@@ -141,23 +162,31 @@ class _Children:
         child = Child(self._role, on_message=answers.put, on_exit=answers.put)
         try:
             child.send(question)
-            answer = self._wait(answers, timeout_s)
+            answer = self._wait(child, answers, timeout_s)
             if isinstance(answer, dict) and RUNS_NONE in str(answer.get("unusable")):
-                self._wait(answers, ENDING_S)  # all that it wrote is here once it has ended
+                self._wait(child, answers, ENDING_S)  # all that it wrote is here once it has ended
                 answer["unusable"] = _with_drivers_words(str(answer["unusable"]), child.last_words)
         finally:
             child.kill()
         if answer is None:
             return child.with_last_words(f"gave no answer within {timeout_s:g} s and was killed")
+        if isinstance(answer, str):
+            return child.with_last_words(answer)
         if isinstance(answer, int):
             return child.with_last_words(f"{exit_text(answer)} before it answered")
         return brief(str(answer.get("text"))) if answer.get("is") == "failed" else answer
 
-    def _wait(self, answers: queue.SimpleQueue[Message | int], timeout_s: float) -> Message | int | None:
+    def _wait(
+        self, child: Child, answers: queue.SimpleQueue[Message | int], timeout_s: float
+    ) -> Message | int | str | None:
+        """Return the answer, the exit status, why it is to be killed, or None where it took too long."""
         deadline_s = self._clock.monotonic() + timeout_s
         while not self.are_stopped and (left_s := deadline_s - self._clock.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 return answers.get(timeout=min(LOOK_S, left_s))
+            if (rss_bytes := rss_bytes_of(child.pid)) > self._most_bytes:
+                took, allowed = rss_bytes >> 20, self._most_bytes >> 20
+                return f"took {took} MiB of memory, where {allowed} MiB are allowed, and was killed"
         return None
 
 
@@ -165,6 +194,16 @@ def _with_drivers_words(text: str, stderr: str) -> str:
     """Add the last error on stderr, such as `[OpenVINO] Device NPU is not available`, to a reason that is none."""
     errors = [error.strip() for error in _ERROR.findall(stderr) if LEFT_NODES not in error]
     return f"{text}; it says: {errors[-1][-MOST_OF_A_LINE:]}" if errors else text
+
+
+def most_memory_bytes() -> int:
+    """Return how much a child may take."""
+    return int(most_bytes() * MEMORY_SHARE)
+
+
+def _tell(first: Callable[[Facts], None], answer: Answer) -> None:
+    facts = _read_facts(answer)
+    first(replace(facts, ep_devices=tuple(device for device in facts.ep_devices if device.is_plain_cpu)))
 
 
 def _read_facts(answer: Answer) -> Facts:

@@ -6,12 +6,13 @@ All who ask get the same facts and so the same fingerprint: a plan that one stor
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from agent import resources
 from agent.device.facts import BUILT_IN, Facts, Finding
+from agent.device.profiles.profile import Profile
 from agent.device.profiles.selection import Selection, load_profiles, select
 from agent.device.runtimes.catalogue import find_runtimes
 from agent.device.survey.probing import DEFAULT_TIMEOUT_S, probe_facts
@@ -26,6 +27,7 @@ def recognise(
     profiles: Path | None = None,
     tried: Tried | None = None,
     stop: threading.Event | None = None,
+    first: Callable[[Facts], None] = lambda _: None,
 ) -> tuple[Facts, Selection]:
     """Probe the device, choose its profile, and probe again where that profile names runtimes of its own.
 
@@ -35,12 +37,13 @@ def recognise(
         profiles: The operator's `device.profiles`, a folder.
         tried: What worked at an earlier start.
         stop: Ends it within a tenth of a second, with facts as far as they came.
+        first: As `probe_facts` calls it.
 
     Raises:
         HoldfastError: no profile has that name, or the profiles do not fit together.
     """
-    known = load_profiles([resources.device_profiles(), *([profiles] if profiles else [])])
-    facts = look(named, tried=tried, stop=stop)
+    known = _known_profiles(profiles)
+    facts = look(named, tried=tried, stop=stop, first=first)
     selection = select(facts, known, profile)
     more = [runtime for runtime in selection.profile.runtimes if runtime not in named]
     if more and not (stop and stop.is_set()):
@@ -49,12 +52,26 @@ def recognise(
     return facts, selection
 
 
+def profile_for(facts: Facts, profile: str | None = None, *, profiles: Path | None = None) -> Profile:
+    """Return the profile that fits facts which are known already.
+
+    Raises:
+        HoldfastError: as `recognise`.
+    """
+    return select(facts, _known_profiles(profiles), profile).profile
+
+
+def _known_profiles(own: Path | None) -> Sequence[Profile]:
+    return load_profiles([resources.device_profiles(), *([own] if own else [])])
+
+
 def look(
     named: Sequence[str] = (),
     timeout_s: float = DEFAULT_TIMEOUT_S,
     *,
     tried: Tried | None = None,
     stop: threading.Event | None = None,
+    first: Callable[[Facts], None] = lambda _: None,
 ) -> Facts:
     """Probe with every runtime that is here or named; one that cannot be found is a finding."""
     runtimes, findings = [BUILT_IN], []
@@ -63,5 +80,5 @@ def look(
             runtimes += find_runtimes(each)
         except HoldfastError as error:
             findings.append(Finding(str(error.where), f"{error.message}; {error.hint}"))
-    facts = probe_facts(tuple(dict.fromkeys(runtimes)), timeout_s, tried=tried, stop=stop)
+    facts = probe_facts(tuple(dict.fromkeys(runtimes)), timeout_s, tried=tried, stop=stop, first=first)
     return replace(facts, findings=(*facts.findings, *findings))

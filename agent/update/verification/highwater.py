@@ -161,7 +161,7 @@ class HighWater:
 
     def _load(self) -> _Content:
         try:
-            with self._path.open("rb") as file:
+            with atomicfile.open_file(self._path) as file:
                 text = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return _Content()

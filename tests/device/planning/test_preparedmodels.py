@@ -15,6 +15,10 @@ CANDIDATES = tuple(Candidate("CPUExecutionProvider", "cpu", name, 1) for name in
 PLAN = Plan("f" * 16, "d" * 64, "1.31.1", "p", CANDIDATES[0], "", (), "2026-11-20T09:00:00Z", ranked=CANDIDATES)
 
 
+def key(number: int) -> str:
+    return replace(PLAN, runtime_version=f"1.{number:02}").key
+
+
 def fill(folder: Path, age: int = 0) -> Path:
     folder.mkdir(parents=True)
     (folder / "engine.bin").write_bytes(b"compiled")
@@ -45,27 +49,31 @@ def test_each_of_several_devices_has_a_folder_of_its_own_and_the_only_one_keeps_
 def test_the_newest_eight_plans_are_kept_and_the_one_in_use(tmp_path):
     """Every release and every driver makes a new plan; their engines would fill the disk in a year."""
     for age in range(12):
-        fill(tmp_path / f"plan-{age:02}", age)
+        fill(tmp_path / key(age), age)
 
-    preparedmodels.forget(tmp_path, in_use={"plan-11"})
+    preparedmodels.forget(tmp_path, in_use={key(11)})
 
-    assert sorted(each.name for each in tmp_path.iterdir()) == [f"plan-{age:02}" for age in (*range(8), 11)]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [key(age) for age in (*range(8), 11)]
 
 
 def test_what_is_no_plan_is_left_alone(tmp_path, caplog):
-    """A link that somebody put there leads to something else."""
+    """A link that somebody put there leads to something else, and the root itself may be one, to a disk that others use too."""
     elsewhere = fill(tmp_path / "elsewhere" / "precious", age=20)
     root = tmp_path / "prepared"
-    root.mkdir()
-    (root / "link").symlink_to(elsewhere)
+    (tmp_path / "disk").mkdir()
+    root.symlink_to(tmp_path / "disk")
+    (root / key(12)).symlink_to(elsewhere)
+    photos = fill(root / "photos", age=30)
+    of_others = fill(root / PLAN.key / "photos")
     for age in range(9):
-        fill(root / f"plan-{age}", age)
+        fill(root / key(age), age)
 
-    preparedmodels.forget(root, in_use=())
+    preparedmodels.forget(root, in_use={PLAN.key})
+    preparedmodels.keep_best(root, PLAN)
 
     assert caplog.text == ""
-    assert (root / "link").exists()
-    assert (elsewhere / "engine.bin").exists()
+    assert all((each / "engine.bin").exists() for each in (root / key(12), elsewhere, photos, of_others))
+    assert not (root / key(8)).exists()
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,16 @@ def test_cpu_is_a_device_and_a_web_service_is_none() -> None:
     assert "AzureExecutionProvider" not in found
 
 
+def test_plain_cpu_is_the_built_in_runtimes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel in a folder brings it too; one from before 1.23 tells no devices, and its CPU was believed without a try."""
+    monkeypatch.setattr(ortdevices, "ep_devices", list)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    assert {device.provider for device in BuiltInRuntime("folder:/opt/gpu").devices()} == {"CUDAExecutionProvider"}
+    assert {device.provider for device in BuiltInRuntime().devices()} >= {"CPUExecutionProvider"}
+
+
 def test_providers_without_a_device_list_get_theirs_from_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classic OpenVINO, CoreML and CUDA wheels list a name only."""
     names = ["CoreMLExecutionProvider", "CUDAExecutionProvider", "StrangeExecutionProvider", "CPUExecutionProvider"]

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from agent import atomicfile
+from agent import atomicfile, scratch
 from agent.bundle.reader import open_bundle
 from agent.clock import SystemClock
 from agent.device.planning.plan import Candidate
@@ -270,7 +270,7 @@ def test_workshop_that_is_swept_before_it_is_locked_is_made_again(
     has_vanished_before_the_lock: bool,
 ) -> None:
     """What took minutes to compile would not be kept."""
-    hold, swept = prepared._hold, []
+    hold, swept = scratch.hold, []
 
     def swept_once(workshop: Path) -> int | None:
         if swept:
@@ -283,7 +283,7 @@ def test_workshop_that_is_swept_before_it_is_locked_is_made_again(
         workshop.rmdir()
         return descriptor
 
-    monkeypatch.setattr(prepared, "_hold", swept_once)
+    monkeypatch.setattr(scratch, "hold", swept_once)
     open_again()
     assert open_again().was_prepared
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -177,6 +179,18 @@ def test_a_listed_device_is_tried_and_kept_with_the_reason(pretend, body, text):
     assert npu.unusable is None if text is None else text in npu.unusable
 
 
+@pytest.mark.parametrize("question", ["list_", "try_"])
+def test_a_driver_that_eats_memory_is_killed_and_said(pretend, monkeypatch, question):
+    """The probe runs beside everything else on the device, and small boards have no swap."""
+    monkeypatch.setattr("agent.device.survey.probing.most_memory_bytes", lambda: 100 << 20)
+    pretend(**{question: "held = bytearray(300 << 20); time.sleep(60)"})
+
+    facts = probe_facts(("plugin:x",))
+
+    said = facts.findings[-1].text if question == "list_" else facts.ep_devices[-1].unusable
+    assert "MiB of memory, where 100 MiB are allowed, and was killed" in said
+
+
 def test_each_card_is_tried_and_those_that_nothing_tells_apart_once(pretend, asked):
     """One of two GPUs may be broken, whoever shares its driver; where a try cannot say which it means, one is enough."""
     cards = [EpDevice("YExecutionProvider", "gpu", name=name) for name in ("good", "bad", "bad")]
@@ -219,22 +233,23 @@ def test_another_driver_or_runtime_makes_it_tried_again(tmp_path):
     assert tried.worked(replace(facts, ep_devices=(CPU, replace(NPU, unusable="no")))) == {kind}
 
 
+PIPE = os.mkfifo if hasattr(os, "mkfifo") else Path.mkdir
 HUGE = b'{"key": "k", "worked": []}' + b" " * LARGEST_BYTES
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"key": 3}', b"\xff\xfe", b"[" * 99_999, HUGE, None], ids=range(8)
+    "content", [b"", b"{", b"[]", b'{"key": 3}', b"\xff\xfe", b"[" * 99_999, HUGE, PIPE, Path.mkdir], ids=range(9)
 )
 def test_a_damaged_memory_is_ignored_with_a_log_line(tmp_path, caplog, content):
     """A cache: worth a second, never a start."""
     path = tmp_path / "tried.json"
-    path.mkdir() if content is None else path.write_bytes(content)
+    path.write_bytes(content) if isinstance(content, bytes) else content(path)
     facts = replace(gather(), ep_devices=(NPU,))
 
     assert Tried(path).worked(facts) == frozenset()
     assert "is ignored" in caplog.text
     Tried(path).remember(facts, frozenset({kind_of(NPU, facts)}))
-    assert bool(Tried(path).worked(facts)) is (content is not None)
+    assert bool(Tried(path).worked(facts)) is (content is not Path.mkdir)
 
 
 @pytest.mark.parametrize("question", ["gather_", "list_", "try_"])
