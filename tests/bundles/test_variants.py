@@ -147,7 +147,7 @@ def test_values_beyond_float16_stay_in_float32(make, make_fragile, tmp_path: Pat
     assert "stay in float32" not in of(make(make_fragile(), "fp16"), "fp16").verdict
 
 
-def test_variant_that_does_not_load_is_left_out_and_the_others_are_not(make, make_fragile, monkeypatch):
+def test_variant_that_does_not_load_is_left_out_and_the_others_are_not(make, make_fragile, tmp_path, monkeypatch):
     """A fault of one tool must not cost the bundle."""
     from bundles import precision
 
@@ -159,7 +159,9 @@ def test_variant_that_does_not_load_is_left_out_and_the_others_are_not(make, mak
 
     monkeypatch.setattr(precision, "fp16", broken)
     report = make(make_fragile(), "fp16", "int8-qnn")
-    assert "ONNX Runtime refuses what its own tool made" in of(report, "fp16").verdict
+    verdict = of(report, "fp16").verdict
+    assert "ONNX Runtime refuses what its own tool made" in verdict
+    assert str(tmp_path) not in verdict and "blobs" not in verdict, "it is in the manifest, whose digest must repeat"
     assert of(report, "int8-qnn").is_included
 
 
@@ -224,6 +226,36 @@ def test_int4_computes_what_it_packed(save, make_model, rows: int, is_symmetric:
         restored[start : start + 32] = (np.clip(np.round(block / scale + zero), 0, 15) - zero) * scale
     np.testing.assert_allclose(found, x @ restored, rtol=1e-3, atol=1e-3)
     assert np.abs(restored - values).max() < np.abs(values).max() / 8
+
+
+def test_weights_that_only_a_body_reads_are_kept(make, make_model):
+    """An `If` reads those of the graph around it."""
+    branches = {
+        f"{which}_branch": onnx.helper.make_graph(
+            [onnx.helper.make_node("MatMul", ["f", which], [f"{which}_out"])],
+            which,
+            [],
+            [onnx.helper.make_tensor_value_info(f"{which}_out", onnx.TensorProto.FLOAT, None)],
+        )
+        for which in ("then", "else")
+    }
+    nodes = [
+        onnx.helper.make_node("Flatten", ["x"], ["f"]),
+        onnx.helper.make_node("ReduceMean", ["f"], ["m"], keepdims=0),
+        onnx.helper.make_node("Greater", ["m", "half"], ["is"]),
+        onnx.helper.make_node("If", ["is"], ["h"], **branches),
+        onnx.helper.make_node("MatMul", ["h", "last"], ["l"]),
+        onnx.helper.make_node("Softmax", ["l"], ["y"]),
+    ]
+    generator = np.random.default_rng(3)
+    shapes = {"then": (192, 32), "else": (192, 32), "last": (32, 4)}
+    weights = [
+        numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32) / 4, each)
+        for each, shape in shapes.items()
+    ]
+    weights.append(numpy_helper.from_array(np.float32(0.5), "half"))
+    found = of(make(make_model(nodes, weights, [1, 3, 8, 8], [1, 4], "x", "y"), "int4", max_drop=1.0), "int4")
+    assert found.is_included, found.verdict
 
 
 def test_int4_without_dense_weights_is_refused(make, make_fragile):

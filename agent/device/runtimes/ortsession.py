@@ -206,7 +206,7 @@ def _check_file(path: Path) -> None:
 
 
 def _translated(error: Exception, path: Path, candidate: Candidate) -> BundleError | CandidateError:
-    text = one_line(error)
+    text = one_line(error).replace(f"Load model from {path} failed:", "")  # the path stands before the message
     if type(error).__name__ in _BAD_FILE_ERRORS or "No graph was found" in text:
         return BundleError(
             f"this is not a whole, valid ONNX model: {text}",
