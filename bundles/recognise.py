@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agent.bundle.manifest import Decoder, ImageInput, ModelType, SignalInput, TensorSpec
 from agent.errors import BundleError
-from agent.inference.decoders.outputs import listing
+from agent.inference.decoders.outputs import agrees, listing
 from agent.inference.decoders.recognition import Recognised, recognise
 from agent.inference.decoders.table import MISFITS, misfit
 from bundles.labels import NAMED_LABELS
@@ -138,7 +138,7 @@ def resolve(
     if decoder.model_type is None:
         assumptions.append(f"model_type {family.model_type}: {family.why}")
     if isinstance(input_recipe, SignalInputRecipe):
-        made: ImageInput | SignalInput = SignalInput(**input_recipe.model_dump())
+        made: ImageInput | SignalInput = _signal(tensors, input_recipe, assumptions)
     else:
         made = _image(tensors, input_recipe, family.model_type, assumptions)
     return Semantics(made, _decoder(tensors, decoder, family, tuple(labels), assumptions), tuple(assumptions))
@@ -246,6 +246,16 @@ def _useful_alone(tensors: Tensors, types: Collection[ModelType]) -> list[str]:
         for spec in tensors.outputs
         if any(each.model_type in types for each in recognise((spec,), tensors.inputs, tensors.metadata))
     ]
+
+
+def _signal(tensors: Tensors, said: SignalInputRecipe, assumptions: list[str]) -> SignalInput:
+    made = SignalInput(**said.model_dump(exclude_none=True))
+    spec, channels = tensors.inputs[0], len(said.channels)
+    turned, usual = (1, channels, said.window_size), (1, said.window_size, channels)
+    if said.layout or said.features or not agrees(spec.shape, turned) or agrees(spec.shape, usual):
+        return made
+    assumptions.append(f"layout NCW: {listing([spec])} takes channels first")
+    return made.model_copy(update={"layout": "NCW"})
 
 
 def _image(tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, assumptions: list[str]) -> ImageInput:

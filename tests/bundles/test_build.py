@@ -356,6 +356,26 @@ def test_signal_recipe(make_model, tmp_path: Path):
     assert [answer.value for answer in answers] == [0, 1, 2, 3]
 
 
+def test_conv1d_of_pytorch_gets_its_channels_first(make_model, tmp_path: Path):
+    """Its input is (1, channels, values); the builder sees that, and the golden answers are those of each channel."""
+    from onnx import helper
+
+    nodes = [helper.make_node("ReduceMean", ["window"], ["y"], axes=[2], keepdims=0)]
+    onnx.save_model(make_model(nodes, [], [1, 2, 16], [1, 2], "window", "y"), tmp_path / "model.onnx")
+    (tmp_path / "golden").mkdir()
+    np.save(tmp_path / "golden" / "0.npy", np.tile(np.array([[0.2, 0.8]], np.float32), (16, 1)))
+    (tmp_path / "bundle.yaml").write_text(
+        "name: means\nmodel: model.onnx\ngolden: golden\nvariants: [fp32]\n"
+        "input: {kind: signal, rate_hz: 10, window_size: 16, hop_size: 8, channels: [left, right]}\n"
+        "decoder: {labels: [left, right]}\n"
+    )
+    report = build(tmp_path)
+    bundle = open_bundle(report.folder)
+    (answer,) = (golden.from_json(bundle.read_blob(sample.expected)) for sample in bundle.manifest.golden)
+    assert isinstance(answer, Classes) and answer.scores == pytest.approx([0.8, 0.2])
+    assert any(line.startswith("layout NCW") for line in report.assumptions)
+
+
 def test_one_folder_of_samples_is_split_so_that_variants_are_judged_on_others(labelled: Path, tmp_path: Path):
     """A data scientist has one folder; judging on what calibrated would flatter, and not judging at all loses INT8."""
     folder = tmp_path / "one-folder"
