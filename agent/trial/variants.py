@@ -96,7 +96,7 @@ def _row(
         metric=accuracy.metric if accuracy else None,
         value=accuracy.value if accuracy else None,
         lost_points=accuracy.drop * 100 if accuracy else None,
-        refusal=best.refusal if best else (refused[0] if refused else "not among this profile's candidates"),
+        refusal=best.refusal if best else (refused[0] if refused else "not measured: no candidate here is of it"),
     )
 
 
