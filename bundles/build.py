@@ -287,7 +287,7 @@ class _Build:
         def judged(left: frozenset[str]) -> Attempt:
             return self._judged(self._stage(name, quantizer.quantize(left)))
 
-        found = search(quantizer, samples, judged, TimeLimit(self._clock, settings.search_s))
+        found = search(quantizer, samples, judged, TimeLimit(self._clock, settings.search_s), self._say)
         attempt = found.attempt
         if attempt.failure is not None:
             self._refuse(name, attempt.failure + found.text, attempt.accuracy, attempt.size_bytes, found.tries)

@@ -42,7 +42,9 @@ def of(report: BuildReport, name: str) -> VariantReport:
 def make(save, colours: Path, tmp_path: Path) -> Callable[..., BuildReport]:
     """Return a function that builds a bundle of a classifier of colours at `tmp_path / "out"`."""
 
-    def run(model: onnx.ModelProto, *variants: str, **fields: object) -> BuildReport:
+    def run(
+        model: onnx.ModelProto, *variants: str, progress: Callable[[str], None] | None = None, **fields: object
+    ) -> BuildReport:
         options = Options(
             **{
                 "normalise": "unit",
@@ -53,7 +55,7 @@ def make(save, colours: Path, tmp_path: Path) -> Callable[..., BuildReport]:
                 **fields,
             }
         )
-        return build(save(model), tmp_path / "out", options)
+        return build(save(model), tmp_path / "out", options, progress)
 
     return run
 
@@ -266,8 +268,10 @@ def test_int4_without_dense_weights_is_refused(make, make_fragile):
 
 def test_layers_that_int8_breaks_stay_in_float(make, make_fragile, tmp_path: Path):
     """The two that need it, found among four, and named where people look: report, manifest, verdict."""
-    report = make(make_fragile(), "int8")
+    said: list[str] = []
+    report = make(make_fragile(), "int8", progress=said.append)
     found = of(report, "int8")
+    assert "it misses its gate: measuring which of its 4 layers lose most" in said, "this part takes minutes"
     assert found.is_included and set(found.float_layers) == {"before", "fragile"}
     assert "2 of 4 layers left in float: before, fragile" in found.verdict
     assert [bool(each.failure) for each in found.tries] == [True, False, True, True]

@@ -194,7 +194,8 @@ def _check_provider(providers: Sequence[str], assignment: Assignment, candidate:
         raise CandidateError(
             f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes) or 'the CPU'}",
             where=str(path),
-            hint="the driver's own words are in the log; install the driver, or take the provider out of the profile",
+            hint="it has none of the model's operators, or its driver is missing (the log has its own words): nothing to do for the "
+            "first, install the driver for the second",
         )
 
 
