@@ -146,8 +146,9 @@ def from_json(text: bytes | str) -> Answer:
 def agreement(expected: Answer, actual: Answer, tolerance: Tolerance, *, threshold: float = 0.0) -> float:
     """Return how far `actual` says the same as the golden answer, from 0 (nothing) to 1 (all of it).
 
-    Detections: the F1 of one-to-one matches (same class, IoU and score within tolerance). Classes: 1 for the same
-    top class, for fp32 with its score within tolerance. Score: 1 within the relative tolerance. NaN and another kind of answer agree with nothing.
+    Detections: the F1 of one-to-one matches (same class, IoU and score within tolerance). Classes: 1 for the same top
+    class, for fp32 with its score within tolerance. Score: 1 within the relative tolerance. NaN and another kind of answer
+    agree with nothing.
 
     `threshold` is the decoder's confidence threshold: an unmatched box whose score is within tolerance of it is not
     held against either side, since it may fall on either. For a Score it is the anomaly threshold: its scale.
