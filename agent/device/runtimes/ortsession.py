@@ -194,8 +194,8 @@ def _check_provider(providers: Sequence[str], assignment: Assignment, candidate:
         raise CandidateError(
             f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes) or 'the CPU'}",
             where=str(path),
-            hint="it lacks the model's operators, which is no fault of this device, or its driver is missing: the log has its own "
-            "words",
+            hint="it lacks the model's operators, which is no fault of this device, or its driver is missing: the log has "
+            "its own words",
         )
 
 
