@@ -389,6 +389,10 @@ def _decoder(
             "a higher number is more unusual: where it is the other way round, as in scikit-learn's outlier detectors, put a Neg "
             "behind the output"
         )
+        if said.anomaly_threshold is None:
+            assumptions.append(
+                "no anomaly_threshold: each rule must say `above` itself; from what number on is it unusual?"
+            )
     names = _labels(tensors, family, labels, assumptions)
     return Decoder(model_type=family.model_type, labels=names, **{**fields, **explicit})
 

@@ -115,7 +115,9 @@ def test_labels_of_one_number_are_a_question():
     """One Sigmoid for two classes looks like an anomaly model; the labels would vanish without a word."""
     given = tensors(spec("x", 1, 3, 8, 8), spec("y", 1, 1))
     assert "export both probabilities" in refusal(given, {"normalise": "unit"}, labels=("cat", "dog"))
-    assert any("a higher number is more unusual" in line for line in decide(given, {"normalise": "unit"}).assumptions)
+    said = decide(given, {"normalise": "unit"}).assumptions
+    assert any("a higher number is more unusual" in line for line in said)
+    assert any("no anomaly_threshold" in line for line in said), "a bundle that no default rule can run with"
 
 
 def test_rows_that_stay_while_the_picture_varies_are_no_cells():
