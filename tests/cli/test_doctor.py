@@ -134,7 +134,7 @@ def test_doctor_finds_everything_that_is_wrong_in_one_go(doctor, tmp_path, start
 
 
 def test_broker_that_is_away_fails_with_advice(doctor, tmp_path, make_tiny_bundle):
-    """And says that nothing is lost meanwhile. Rules that ask for what the bundle does not know are told before a worker fails."""
+    """And says that nothing is lost meanwhile. Rules that the bundle cannot serve are told before a worker fails."""
     bundle = make_tiny_bundle()
     rules = "{r: {when: class, labels: [purple]}}"
     code, found = doctor(
