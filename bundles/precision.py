@@ -55,6 +55,7 @@ def fp16(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.Mo
     except Exception as error:
         raise CandidateError(f"fp16 failed: {str(error) or type(error).__name__}") from error
     _skip_float16_between_float32(made.graph)
+    _drop_repeated_casts(made.graph)
     sort_nodes(made.graph)  # the casts stand at the end, a runtime may refuse that
     return made
 
@@ -194,6 +195,18 @@ def _skip_float16_between_float32(graph: onnx.GraphProto) -> None:
         kept = [node for node in graph.node if target(node) != kind or node.output[0] in used]
         del graph.node[:]
         graph.node.extend(kept)
+
+
+def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
+    """Keep one of equal casts: the converter makes one for each node that reads a tensor, all of one name."""
+    casts: set[str] = set()
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Cast" or node.output[0] not in casts:
+            kept.append(node)
+        casts |= {node.output[0]} if node.op_type == "Cast" else set()
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:

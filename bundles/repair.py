@@ -73,7 +73,10 @@ def repair(
         done.append("nodes put in the order in which they run")
     _name_nodes(model.graph, done)
     _fix_dimensions(source, model.graph, dict(sizes or {}), frozenset(open_dimensions), done)
-    _infer_shapes(source, model)
+    try:
+        _infer_shapes(source, model)
+    except BundleError as error:
+        raise _explained(error, done) from error
     if not source.is_external:
         _fold_all(source, model, done)
     _remove_unused(model.graph, done)
@@ -122,6 +125,14 @@ def _refused(source: ModelFile, what: str, error: Exception) -> BundleError:
         where=str(source.path),
         hint="export the model again with a current exporter, opset 13 to 17",
     )
+
+
+def _explained(error: BundleError, done: list[str]) -> BundleError:
+    """Add which sizes the shapes were inferred with: that the first axis is the batch is only usual."""
+    if fixed := next((line for line in done if line.startswith("dimensions fixed")), None):
+        hint = f"{fixed}: is one of them wrong? give it under `dimensions`, or with --dimension; else export the model again"
+        return BundleError(error.message, where=error.where, hint=hint)
+    return error
 
 
 def _set_ir_version(model: onnx.ModelProto, done: list[str]) -> None:

@@ -124,6 +124,17 @@ def test_batch_is_fixed_and_other_dimensions_are_asked_for(save, make_classifier
         assert any(line.startswith("dimensions fixed: N = 1") for line in result.repairs)
 
 
+def test_size_that_was_assumed_is_named_where_the_shapes_do_not_fit(save, make_model):
+    """A recurrent network may take its time first; that axis is no batch."""
+    nodes = [helper.make_node("Flatten", ["x"], ["f"], axis=0), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    weights = [numpy_helper.from_array(np.ones((12, 2), np.float32), "w")]
+    path = save(make_model(nodes, weights, ["time", 1, 3], [1, 2], "x", "y"))
+    with pytest.raises(BundleError, match="do not fit together") as caught:
+        repair(read_model(path))
+    assert caught.value.hint is not None and "time = 1: is one of them wrong?" in caught.value.hint
+    repair(read_model(path), {"time": 4})
+
+
 def test_output_keeps_the_sizes_that_it_declares(save, make_model):
     """Shape inference does not know every operator (ai.onnx.ml); what the exporter wrote is then all there is."""
     node = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.0], scale=[1.0])

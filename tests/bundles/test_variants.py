@@ -23,6 +23,7 @@ from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, CandidateError
 from agent.inference.model import open_model
 from bundles.build import BuildReport, VariantReport, build
+from bundles.evaluate import outputs
 from bundles.fusion import family, fuse
 from bundles.modelfile import read_model
 from bundles.options import Options
@@ -200,6 +201,25 @@ def test_float16_keeps_inputs_and_outputs_and_what_it_cannot_hold(save, make_mod
     assert types == {"w": onnx.TensorProto.FLOAT16, "mask": onnx.TensorProto.FLOAT}
     assert made.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert made.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_float16_casts_once_what_two_nodes_read(save, make_model):
+    """ONNX Runtime's converter makes two casts of one name, which it refuses itself: detectors sort their corners so."""
+    make_node = onnx.helper.make_node
+    nodes = [
+        make_node("Conv", ["x", "w"], ["c"], "conv"),
+        make_node("Min", ["c", "half"], ["low"], "low"),
+        make_node("Max", ["c", "half"], ["high"], "high"),
+        make_node("Sub", ["high", "low"], ["y"], "sub"),
+    ]
+    weights = [
+        numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w"),
+        numpy_helper.from_array(np.float32(0.5), "half"),
+    ]
+    made = fp16(repaired(save, make_model(nodes, weights, [1, 3, 4, 4], [1, 2, 4, 4], "x", "y")))
+    given = [name for node in made.graph.node for name in node.output]
+    assert len(set(given)) == len(given)
+    assert outputs(made, [{"x": np.ones((1, 3, 4, 4), np.float32)}])[0][0].max() == 2.5
 
 
 @pytest.mark.parametrize("is_symmetric", [True, False])
