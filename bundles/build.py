@@ -10,7 +10,7 @@ appears at the output before all of it is there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,6 +118,7 @@ def build(
     target = output or _default_output(source)
     say("reading and repairing the model")
     shipped = read_model(recipe.model)
+    recognise.require_one_input(shipped)
     repaired = repair(shipped, _sizes(recipe, shipped), _bounds(recipe))
     with Staging(target) as staging:
         work = _Build(recipe, staging, shipped, repaired, say=say, clock=clock or SystemClock())
@@ -167,6 +168,7 @@ class _Build:
         self._variants.append(variant)
         self._collect_samples()
         self._model = self._open_fp32()
+        self._look_at_outputs()
         self._parity = evaluate.require_parity(self._shipped.path, self._model, self._compared())
         self._reports.append(VariantReport("fp32", variant.model.size_bytes, is_included=True, verdict="the reference"))
 
@@ -215,10 +217,19 @@ class _Build:
             source_bytes=self._shipped.path.stat().st_size,
             variants=tuple(self._reports),
             repairs=self._repaired.repairs,
-            assumptions=self._semantics.assumptions + self._held_out + self._warnings(),
+            assumptions=self._semantics.assumptions + self._held_out + tuple(self._warnings()),
             golden_count=len(self._golden),
             parity=self._parity,
         )
+
+    def _look_at_outputs(self) -> None:
+        """Correct what the graph alone does not tell."""
+        given = [self._model.infer(self._model.prepare(sample)) for sample in self._compared()]
+        outputs = [array for each in given for array in each.values()]
+        semantics = recognise.corrected(self._semantics, self._recipe.recipe.decoder, outputs)
+        if semantics is not self._semantics:
+            self._semantics = semantics
+            self._model = self._open_fp32()
 
     def _collect_samples(self) -> None:
         if self._recipe.golden:
@@ -237,14 +248,16 @@ class _Build:
         """Say what is missing before minutes are spent."""
         if self._shipped.is_external:
             raise CandidateError("models with external data above 2 GB are shipped as they are: fp32 only")
+        if quantize.is_quantized(self._repaired.model):
+            raise CandidateError("the model is quantized already: it is shipped as it is, under the name fp32")
         if name == "fp32-fused":
             return  # it computes the same, which needs no samples to be proven
         if not self._golden:
             raise CandidateError("there are no golden samples to judge it on; name a folder: `golden`, --golden")
         if name in quantize.STATIC and not self._calibration:
             raise CandidateError("there are no calibration samples; name a folder: `calibration`, --calibration")
-        if self._judge.sees_nothing:
-            raise CandidateError("fp32 finds nothing in the golden samples, so nothing could be lost; choose others")
+        if reason := self._judge.proves_nothing:
+            raise CandidateError(reason)
 
     def _add_made(self, name: VariantName) -> None:
         """Add a variant that is made in one way only."""
@@ -274,7 +287,7 @@ class _Build:
         def judged(left: frozenset[str]) -> Attempt:
             return self._judged(self._stage(name, quantizer.quantize(left)))
 
-        found = search(quantizer, samples, judged, TimeLimit(self._clock, settings.search_s))
+        found = search(quantizer, samples, judged, TimeLimit(self._clock, settings.search_s), self._say)
         attempt = found.attempt
         if attempt.failure is not None:
             self._refuse(name, attempt.failure + found.text, attempt.accuracy, attempt.size_bytes, found.tries)
@@ -300,8 +313,9 @@ class _Build:
     def _open_fp32(self) -> Model:
         try:
             return evaluate.open_staged(self._staging.folder, self._manifest(self._variants), "fp32")
-        except CandidateError as error:
-            raise BundleError(error.message, where=str(self._shipped.path), hint="export the model again") from error
+        except (BundleError, CandidateError) as error:
+            hint = error.hint if isinstance(error, BundleError) else "export the model again"
+            raise BundleError(error.message, where=str(self._shipped.path), hint=hint) from error
 
     def _stage(self, name: VariantName, model: onnx.ModelProto) -> Variant:
         """Store a model's bytes; inputs and outputs are pinned as the runtime reports them."""
@@ -324,7 +338,7 @@ class _Build:
             return evaluate.load(self._staging.path_of(blob), name)
         except BundleError as error:
             if name == "fp32":
-                raise
+                raise BundleError(error.message, where=str(self._shipped.path), hint=error.hint) from error
             raise CandidateError(f"ONNX Runtime refuses what its own tool made: {error.message}") from error
 
     def _bounded(self, spec: TensorSpec, sizes: list[int | str]) -> TensorSpec:
@@ -374,11 +388,14 @@ class _Build:
             license=recipe.license,
         )
 
-    def _warnings(self) -> tuple[str, ...]:
+    def _warnings(self) -> Iterator[str]:
         recipe = self._recipe
         if recipe.calibration and recipe.golden and recipe.calibration.resolve() == recipe.golden.resolve():
-            return ("calibration and golden samples are the same folder: INT8 is judged on what it was tuned to",)
-        return ()
+            yield "calibration and golden samples are the same folder: INT8 is judged on what it was tuned to"
+        if quantize.is_quantized(self._repaired.model):
+            yield "the model is quantized already, so `fp32` is a name for the form that it came in"
+        if (only := self._judge.only_class) is not None:
+            yield f"fp32 says `{only}` to all {len(self._golden)} golden samples: a variant that always said so would pass too"
 
 
 def _default_output(source: Path) -> Path:

@@ -6,6 +6,7 @@ that calibration and the parity check need. Everything runs on the CPU provider,
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
@@ -91,6 +92,47 @@ def outputs(model: onnx.ModelProto, samples: Sequence[Mapping[str, NDArray[Any]]
         path.write_bytes(model.SerializeToString())
         session = open_session(path, candidate("in memory"))
         return [list(session.run(sample).values()) for sample in samples]
+
+
+def exposed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that gives every intermediate tensor as an output."""
+    from onnx import helper
+
+    copied = copy.deepcopy(model)
+    given = {each.name for each in copied.graph.output}
+    copied.graph.output.extend(
+        helper.make_empty_tensor_value_info(name)
+        for node in copied.graph.node
+        for name in node.output
+        if name and name not in given
+    )
+    return copied
+
+
+def describe(model: onnx.ModelProto) -> None:
+    """Add the types and shapes of tensors that ONNX cannot infer and ONNX Runtime can: behind operators of its own.
+
+    Raises:
+        CandidateError: ONNX Runtime refuses the model.
+    """
+    from onnx import helper
+
+    known = {each.name for each in (*model.graph.value_info, *model.graph.output)}
+    if known.issuperset(name for node in model.graph.node for name in node.output if name):
+        return
+    with tempfile.TemporaryDirectory(prefix="holdfast-describe-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(exposed(model).SerializeToString())
+        found = open_session(path, candidate("in memory")).outputs
+    model.graph.value_info.extend(
+        helper.make_tensor_value_info(
+            spec.name,
+            helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)),
+            [None if size < 0 else size for size in spec.shape],
+        )
+        for spec in found
+        if spec.name not in known and not spec.dtype.startswith(("seq", "optional", "map"))
+    )
 
 
 def deviation(reference: Model, model: Model, samples: Sequence[Sample]) -> float:

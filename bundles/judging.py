@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from agent.bundle.manifest import Accuracy, Decoder, Manifest, Variant
 from agent.errors import BundleError, CandidateError
-from agent.inference.answers import Answer, Detections
+from agent.inference import golden as comparing
+from agent.inference.answers import Answer, Classes, Detections
 from agent.inference.model import Model
 from agent.sources.sample import Sample
 from bundles import accuracy, evaluate
@@ -68,11 +71,27 @@ class Judge:
             self._compared = [self._answer(fp32, sample, self._min_score) for sample in golden]
 
     @property
-    def sees_nothing(self) -> bool:
-        """Whether nothing could be lost: fp32 finds nothing, and there is no truth."""
-        return not self.has_truth and all(
-            isinstance(answer, Detections) and not len(answer) for answer in self.reference
+    def proves_nothing(self) -> str | None:
+        """Why nothing could be lost: there is no truth, and fp32 finds nothing, or every class is as good as the best to it."""
+        if self.has_truth or not self.reference:
+            return None
+        if all(isinstance(answer, Detections) and not len(answer) for answer in self.reference):
+            return "fp32 finds nothing in the golden samples, so nothing could be lost; choose others"
+        if all(isinstance(answer, Classes) and self._is_undecided(answer) for answer in self.reference):
+            return (
+                f"fp32 is undecided on all golden samples (its best scores lie within {comparing.QUANTIZED.score:g}), so another "
+                "answer would pass; is the normalisation that of the training? else choose others, or give their truth"
+            )
+        return None
+
+    @property
+    def only_class(self) -> str | None:
+        """The class that fp32 gives for every one of several golden samples; None where they differ, or it is no classifier."""
+        best = {int(each.class_ids[0]) for each in self.reference if isinstance(each, Classes) and len(each.class_ids)}
+        is_only = (
+            len(best) == 1 and len(self.reference) > 1 and all(isinstance(each, Classes) for each in self.reference)
         )
+        return self._decoder.labels[best.pop()] if is_only else None
 
     def accuracy_of(self, variant: Variant) -> Accuracy:
         """Return a variant's result.
@@ -108,6 +127,12 @@ class Judge:
                 f"its outputs differ from fp32's by {found:.2g} of their largest value; {allowed:g} is allowed"
             )
         return found
+
+    def _is_undecided(self, answer: Classes) -> bool:
+        """Whether every class that fp32 names, of all that it may name, counts as its best one: near-ties are allowed."""
+        most = min(self._decoder.topk, len(self._decoder.labels))
+        spread = float(np.ptp(answer.scores)) if len(answer.scores) == most > 1 else 1.0
+        return spread <= comparing.QUANTIZED.score
 
     def _open(self, variant: Variant) -> Model:
         return evaluate.open_staged(self._folder, self._manifest_of(variant), variant.name)

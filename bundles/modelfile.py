@@ -149,7 +149,11 @@ def _check_file(path: Path) -> None:
         hint = "export with external data (onnx.save_model(…, save_as_external_data=True))"
         raise BundleError(f"the file has {size} bytes, protobuf's limit is 2 GiB", where=place, hint=hint)
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise BundleError("is a pointer of Git LFS, not the model", where=place, hint="run `git lfs pull` beside it")
+    if start.lstrip()[:1] == b"<":
+        raise BundleError("is a web page, not the model", where=place, hint="download the file itself (its raw link)")
     if start[:2] == b"PK" or start[:1] == b"\x80":
         hint = f"it looks like a pickle or an archive of pickles, which can run code: {_EXPORT} where it was trained"
         raise BundleError("is no ONNX model", where=place, hint=hint)

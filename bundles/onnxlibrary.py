@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 from agent.errors import OperatorError
@@ -51,6 +52,45 @@ def import_contrib(model: onnx.ModelProto) -> None:
 
     if all(each.domain != CONTRIB for each in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs that a node carries (If, Loop, Scan)."""
+    return [each.g for each in node.attribute if each.HasField("g")] + [
+        body for each in node.attribute for body in each.graphs
+    ]
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Return the names that a node and its bodies read."""
+    names = set(node.input)
+    for body in bodies(node):
+        names |= {value.name for value in body.output}
+        for inner in body.node:
+            names |= reads(inner)
+    return names
+
+
+def sort_nodes(graph: onnx.GraphProto) -> int:
+    """Put each node behind those whose outputs it reads, in bodies too; return how many graphs were out of order.
+
+    Some tools, such as ONNX Runtime's float16 converter, append what they insert. A graph with a cycle stays as it is.
+    """
+    count = sum(sort_nodes(body) for node in graph.node for body in bodies(node))
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    needs = {
+        index: sorted({maker[name] for name in reads(node) if name in maker} - {index})
+        for index, node in enumerate(graph.node)
+    }
+    if all(needed[-1] < index for index, needed in needs.items() if needed):
+        return count
+    try:
+        nodes = [graph.node[index] for index in TopologicalSorter(needs).static_order()]
+    except CycleError:
+        return count
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return count + 1
 
 
 def sort_initializers(graph: onnx.GraphProto) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,7 @@ def open_source(source: Path, options: Options) -> RecipeFolder:
     elif source.is_dir():
         folder = open_recipe(source)
     else:
-        name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in source.stem.lower())
-        folder = RecipeFolder(
-            Recipe(name=name.lstrip("._-")[:64] or "model", model=source.name), source, (), None, None
-        )
+        folder = RecipeFolder(Recipe(name=_name_of(source), model=source.name), source, (), None, None)
     said: dict[str, Any] = {
         key: value for key in ("name", "version", "license") if (value := getattr(options, key)) is not None
     }
@@ -69,6 +68,13 @@ def open_source(source: Path, options: Options) -> RecipeFolder:
         calibration=options.calibration or folder.calibration,
         golden=options.golden or folder.golden,
     )
+
+
+def _name_of(source: Path) -> str:
+    """Return a bundle's name for a file of any name: `Über groß.onnx` gives `uber-gross`."""
+    letters = unicodedata.normalize("NFKD", source.stem.casefold())
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return re.sub(r"[^a-z0-9._-]", "-", plain).lstrip("._-")[:64] or "model"
 
 
 def _checked(recipe: Recipe, source: Path) -> Recipe:

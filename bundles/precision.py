@@ -15,7 +15,7 @@ import numpy as np
 
 from agent.errors import CandidateError
 from bundles import evaluate
-from bundles.onnxlibrary import CONTRIB, import_contrib, sort_initializers
+from bundles.onnxlibrary import CONTRIB, import_contrib, reads, sort_initializers, sort_nodes
 from bundles.quantize import Feeds
 from bundles.recipe import Int4
 
@@ -42,7 +42,6 @@ def fp16(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.Mo
     """
     from onnx import TensorProto
     from onnxruntime.transformers import float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
 
     if not any(each.data_type == TensorProto.FLOAT for each in model.graph.initializer):
         raise CandidateError("fp16 covers float32 weights, and the model has none")
@@ -56,9 +55,8 @@ def fp16(model: onnx.ModelProto, left_in_float: Collection[str] = ()) -> onnx.Mo
     except Exception as error:
         raise CandidateError(f"fp16 failed: {str(error) or type(error).__name__}") from error
     _skip_float16_between_float32(made.graph)
-    OnnxModel.graph_topological_sort(
-        made.graph, is_deterministic=True
-    )  # the casts stand at the end, a runtime may refuse that
+    _drop_repeated_casts(made.graph)
+    sort_nodes(made.graph)  # the casts stand at the end, a runtime may refuse that
     return made
 
 
@@ -68,22 +66,14 @@ def overflowing(model: onnx.ModelProto, samples: Sequence[Feeds]) -> frozenset[s
     No run of the float16 model on a CPU shows this: ONNX Runtime computes there in float32 and drops the casts between.
     Half: other samples will give somewhat larger values.
     """
-    from onnx import TensorProto, helper
-
-    exposed = copy.deepcopy(model)
-    known = {each.name: each for each in exposed.graph.value_info}
-    given = {each.name for each in exposed.graph.output}
-    exposed.graph.output.extend(
-        helper.make_empty_tensor_value_info(name)
-        for node in exposed.graph.node
-        for name in node.output
-        if name not in given and name in known and known[name].type.tensor_type.elem_type == TensorProto.FLOAT
-    )
+    exposed = evaluate.exposed(model)
     large = {
         value.name
         for sample in samples
         for value, array in zip(exposed.graph.output, evaluate.outputs(exposed, [sample])[0], strict=True)
-        if np.abs(array, dtype=np.float64).max(initial=0) > _LARGEST / 2
+        if isinstance(array, np.ndarray)
+        and array.dtype == np.float32
+        and np.abs(array, dtype=np.float64).max(initial=0) > _LARGEST / 2
     }
     large |= {
         name for sample in samples for name, array in sample.items() if np.abs(array).max(initial=0) > _LARGEST / 2
@@ -201,14 +191,26 @@ def _skip_float16_between_float32(graph: onnx.GraphProto) -> None:
         for index, name in enumerate(node.input):
             node.input[index] = shortcut.get(name, name)
     for kind in (TensorProto.FLOAT, TensorProto.FLOAT16):
-        used = {name for node in graph.node for name in node.input} | outputs
+        used = {name for node in graph.node for name in reads(node)} | outputs
         kept = [node for node in graph.node if target(node) != kind or node.output[0] in used]
         del graph.node[:]
         graph.node.extend(kept)
 
 
+def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
+    """Keep one of equal casts: the converter makes one for each node that reads a tensor, all of one name."""
+    casts: set[str] = set()
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Cast" or node.output[0] not in casts:
+            kept.append(node)
+        casts |= {node.output[0]} if node.op_type == "Cast" else set()
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
 def _drop_unused(model: onnx.ModelProto) -> None:
-    used = {name for node in model.graph.node for name in node.input} | {each.name for each in model.graph.output}
+    used = {name for node in model.graph.node for name in reads(node)} | {each.name for each in model.graph.output}
     kept = [each for each in model.graph.initializer if each.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

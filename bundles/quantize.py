@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import CandidateError
+from bundles import evaluate
 from bundles.onnxlibrary import dimensions, initializer_names, real_inputs, sort_initializers
 from bundles.recipe import Quantize
 
@@ -37,6 +38,10 @@ STATIC = ("int8", "int8-s8", "int8-qnn")
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _DENSE = frozenset({"MatMul", "Gemm"})
+_OF_QUANTIZED = frozenset({
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+    "MatMulInteger", "QGemm", "MatMulNBits", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
+})  # fmt: skip
 _QDQ_OPSET = 13
 """The first with one scale a channel in QuantizeLinear."""
 _LAYER_NORM_OPSET = 17
@@ -57,6 +62,11 @@ class _Scheme:
     per_channel: bool
     op_types: list[str]
     options: dict[str, Any]
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether somebody has quantized the model before: it computes with integers, or with what was made of them."""
+    return any(node.op_type in _OF_QUANTIZED for node in model.graph.node)
 
 
 class StaticQuantizer:
@@ -289,6 +299,7 @@ def _in_order(path: Path) -> Path:
     import onnx
 
     model = _read(path)
+    evaluate.describe(model)
     _sort(model)
     weights = {each.name for each in model.graph.initializer}
     values = [each for each in model.graph.value_info if each.name not in weights]

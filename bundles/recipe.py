@@ -93,6 +93,8 @@ class SignalInputRecipe(_Section):
     missing: Literal["skip", "hold", "interpolate"] = "skip"
     max_missing_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     features: tuple[Feature, ...] = ()
+    layout: Literal["NWC", "NCW"] | None = None
+    """Only where the model's own shape does not tell."""
 
 
 class DecoderRecipe(_Section):

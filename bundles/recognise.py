@@ -7,21 +7,23 @@ things it is never guessed: a BundleError states what was found and the question
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent.bundle.manifest import Decoder, ImageInput, ModelType, SignalInput, TensorSpec
 from agent.errors import BundleError
-from agent.inference.decoders.outputs import listing
+from agent.inference.decoders.outputs import agrees, listing
 from agent.inference.decoders.recognition import Recognised, recognise
 from agent.inference.decoders.table import MISFITS, misfit
 from bundles.labels import NAMED_LABELS
+from bundles.modelfile import ModelFile
 from bundles.onnxlibrary import dimensions, real_inputs
 from bundles.recipe import DecoderRecipe, ImageInputRecipe, SignalInputRecipe
 
 if TYPE_CHECKING:
     import onnx
+    from numpy.typing import NDArray
 
 _PIXELS: Mapping[str, Any] = {"mean_values": (0.0, 0.0, 0.0), "scale_values": (1.0, 1.0, 1.0)}
 _UNIT: Mapping[str, Any] = {**_PIXELS, "scale_values": (255.0, 255.0, 255.0), "reverse_input_channels": True}
@@ -64,7 +66,9 @@ FAMILY_DECODERS: Mapping[ModelType, Mapping[str, Any]] = {
     "anomaly": {},
 }
 
-_SIGNAL_TYPES = frozenset({"classify", "anomaly"})
+_ROUNDING = 0.02
+"""Probabilities of eight bits."""
+_SIGNAL_TYPES: tuple[ModelType, ...] = ("classify", "anomaly")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,26 @@ class Tensors:
     metadata: Mapping[str, str]
     ends_in_probabilities: bool
     where: str
+
+
+def require_one_input(source: ModelFile) -> None:
+    """Refuse a model of several inputs, or none, before anything else is asked about it.
+
+    Raises:
+        BundleError: with the inputs' names.
+    """
+    inputs = real_inputs(source.model.graph)
+    if len(inputs) == 1:
+        return
+    names = ", ".join(f"`{each.name}`" for each in inputs[:6]) + (", …" if len(inputs) > 6 else "")
+    raise BundleError(
+        f"the model has {len(inputs)} inputs ({names}), and a bundle feeds one: a picture, or a window of a sensor's values"
+        if inputs
+        else "the model has no input, and a bundle feeds one",
+        where=str(source.path),
+        hint="export it with one input, the others as constants; models of text, or of pictures and values together, "
+        "have no place in a bundle",
+    )
 
 
 def input_sizes(model: onnx.ModelProto, image: ImageInputRecipe) -> dict[str, int]:
@@ -114,10 +138,31 @@ def resolve(
     if decoder.model_type is None:
         assumptions.append(f"model_type {family.model_type}: {family.why}")
     if isinstance(input_recipe, SignalInputRecipe):
-        made: ImageInput | SignalInput = SignalInput(**input_recipe.model_dump())
+        made: ImageInput | SignalInput = _signal(tensors, input_recipe, assumptions)
     else:
         made = _image(tensors, input_recipe, family.model_type, assumptions)
     return Semantics(made, _decoder(tensors, decoder, family, tuple(labels), assumptions), tuple(assumptions))
+
+
+def corrected(semantics: Semantics, said: DecoderRecipe, outputs: Sequence[NDArray[Any]]) -> Semantics:
+    """Take a classifier's outputs for probabilities where they are some in all that it gave, whatever its graph ends in.
+
+    A support vector machine, nearest neighbours and a quantized model end in other operators than a Softmax; one more
+    softmax would press 0.97 and 0.01 together to 0.57 and 0.22.
+
+    Args:
+        semantics: As decided from the graph.
+        said: The recipe's words, which count more.
+        outputs: What the model gave for several samples.
+    """
+    decoder = semantics.decoder
+    is_open = decoder.model_type == "classify" and decoder.output_raw_scores and said.output_raw_scores is None
+    if not is_open or not all(each.min() >= -_ROUNDING and abs(each.sum() - 1) <= _ROUNDING for each in outputs):
+        return semantics
+    lines = [line for line in semantics.assumptions if not line.startswith("output_raw_scores ")]
+    lines.append("output_raw_scores false: in all samples the outputs are from 0 to 1, and their sum is 1")
+    changed = decoder.model_copy(update={"output_raw_scores": False})
+    return Semantics(semantics.input, changed, tuple(lines))
 
 
 def _family(tensors: Tensors, said: ModelType | None, labels_count: int | None, *, is_signal: bool) -> Recognised:
@@ -140,11 +185,23 @@ def _family(tensors: Tensors, said: ModelType | None, labels_count: int | None, 
     if len(found) > 1 and labels_count is not None:
         found = [each for each in found if each.labels_count in {None, labels_count}] or found
     if len(found) == 1:
+        _refuse_labels_of_a_score(tensors, found[0], labels_count)
         return found[0]
-    raise _question(tensors, found)
+    raise _question(tensors, found, _SIGNAL_TYPES if is_signal else tuple(MISFITS))
 
 
-def _question(tensors: Tensors, found: Sequence[Recognised]) -> BundleError:
+def _refuse_labels_of_a_score(tensors: Tensors, found: Recognised, labels_count: int | None) -> None:
+    """A classifier of two classes with one Sigmoid looks like an anomaly model; who gives labels means the former."""
+    if found.model_type == "anomaly" and labels_count:
+        raise BundleError(
+            f"the output {listing(tensors.outputs)} is one number, and {labels_count} labels were given",
+            where=tensors.where,
+            hint="for a classifier of two classes export both probabilities, 1 - p and p; for a score of how unusual the input "
+            "is leave the labels out",
+        )
+
+
+def _question(tensors: Tensors, found: Sequence[Recognised], types: Collection[ModelType]) -> BundleError:
     outputs = listing(tensors.outputs)
     if found:
         choices = "; ".join(f"`{each.model_type}` ({each.why})" for each in found)
@@ -153,7 +210,7 @@ def _question(tensors: Tensors, found: Sequence[Recognised]) -> BundleError:
             where=tensors.where,
             hint=f"which one made them? say `model_type: {found[0].model_type}` under `decoder`, or --model-type",
         )
-    misfits = {name: misfit(name, tensors.inputs, tensors.outputs) for name in MISFITS}
+    misfits = {name: misfit(name, tensors.inputs, tensors.outputs) for name in MISFITS if name in types}
     if near := [name for name, reason in misfits.items() if reason is None]:
         return BundleError(
             f"the outputs {outputs} have the layout of `{near[0]}`, but not one box for each cell of strides 8, 16 and 32, as "
@@ -167,14 +224,38 @@ def _question(tensors: Tensors, found: Sequence[Recognised]) -> BundleError:
         "what are these outputs? if a decoder in this list should fit, export the model in that layout, without "
         "post-processing of its own; `end2end`, segmentation, pose and multi-input models have no decoder yet"
     )
-    if len(tensors.outputs) == 2 and "label" in tensors.outputs[0].name and len(tensors.inputs) == 1:
-        source, kept = tensors.inputs[0].name, tensors.outputs[1].name
+    if any(spec.dtype.startswith("seq(map") for spec in tensors.outputs):
         hint = (
-            f"a scikit-learn model names the winner beside its numbers: keep `{kept}` alone (of a classifier exported with "
-            '`options={"zipmap": False}`), by '
+            'scikit-learn\'s classifier as a dictionary: export it with `options={"zipmap": False}`, then build again'
+        )
+    elif len(alone := _useful_alone(tensors, types)) == 1:
+        source, kept = tensors.inputs[0].name, alone[0]
+        hint = (
+            f"`{kept}` alone would do: keep it by "
             f'`onnx.utils.extract_model("model.onnx", "new.onnx", ["{source}"], ["{kept}"])`'
         )
     return BundleError(f"the outputs {outputs} fit no decoder:{reasons}", where=tensors.where, hint=hint)
+
+
+def _useful_alone(tensors: Tensors, types: Collection[ModelType]) -> list[str]:
+    """Return those of several outputs that a decoder would take without the others."""
+    if len(tensors.outputs) < 2:
+        return []
+    return [
+        spec.name
+        for spec in tensors.outputs
+        if any(each.model_type in types for each in recognise((spec,), tensors.inputs, tensors.metadata))
+    ]
+
+
+def _signal(tensors: Tensors, said: SignalInputRecipe, assumptions: list[str]) -> SignalInput:
+    made = SignalInput(**said.model_dump(exclude_none=True))
+    spec, channels = tensors.inputs[0], len(said.channels)
+    turned, usual = (1, channels, said.window_size), (1, said.window_size, channels)
+    if said.layout or said.features or not agrees(spec.shape, turned) or agrees(spec.shape, usual):
+        return made
+    assumptions.append(f"layout NCW: {listing([spec])} takes channels first")
+    return made.model_copy(update={"layout": "NCW"})
 
 
 def _image(tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, assumptions: list[str]) -> ImageInput:
@@ -182,6 +263,11 @@ def _image(tensors: Tensors, said: ImageInputRecipe, model_type: ModelType, assu
     layout = said.layout or _layout(tensors, spec)
     rows, columns = (2, 3) if layout == "NCHW" else (1, 2)
     height, width = _size(tensors, spec, rows, said.height), _size(tensors, spec, columns, said.width)
+    assumptions += [
+        f"{name} {size}: the largest that `dimensions` allows"
+        for name, axis, given, size in (("width", columns, said.width, width), ("height", rows, said.height, height))
+        if axis in spec.bounds and given is None
+    ]
     for name, given, fixed in (("width", said.width, width), ("height", said.height, height)):
         if given is not None and given != fixed:
             message = f"expected {name} {fixed}, as the model has it, found {given}"
@@ -207,6 +293,13 @@ def _size(tensors: Tensors, spec: TensorSpec, axis: int, said: int | None) -> in
 
 def _layout(tensors: Tensors, spec: TensorSpec) -> Literal["NCHW", "NHWC"]:
     shape = spec.shape
+    if len(shape) == 4 and 1 in {shape[1], shape[3]}:
+        raise BundleError(
+            f"input {listing([spec])} is a grey picture, and a bundle feeds colour ones",
+            where=tensors.where,
+            hint="put what makes grey of colours in front of the model, such as a Conv 1×1 with the weights 0.299, 0.587 and "
+            "0.114, and export it again",
+        )
     if len(shape) != 4 or 3 not in {shape[1], shape[3]} or shape[1] == shape[3]:
         raise BundleError(
             f"input {listing([spec])} is not plainly a colour picture",
@@ -225,6 +318,7 @@ def _normalised(
     written = _written_in(tensors.metadata)
     family = dict(FAMILY_INPUTS[model_type])
     if spec.dtype == "uint8":
+        _refuse_normalised_bytes(tensors, spec, {**preset, **explicit})
         family |= {**_PIXELS, "reverse_input_channels": family.get("reverse_input_channels", True)}
     fields = {**family, **written, **preset, **explicit}
     if missing := [name for name in ("mean_values", "scale_values", "reverse_input_channels") if name not in fields]:
@@ -240,6 +334,16 @@ def _normalised(
         why = f"normalise: {said.normalise}" if name in preset else why
         assumptions.append(f"{name} {_spell(fields[name])}: {why}")
     return fields
+
+
+def _refuse_normalised_bytes(tensors: Tensors, spec: TensorSpec, said: Mapping[str, Any]) -> None:
+    if any(tuple(said.get(name, usual)) != usual for name, usual in _PIXELS.items()):
+        raise BundleError(
+            f"input `{spec.name}` takes uint8, the pixels as they are, so nothing can be normalised before it",
+            where=tensors.where,
+            hint="leave out `normalise`, mean_values and scale_values; what the training did is inside the model, or export "
+            "it with a float32 input",
+        )
 
 
 def _written_in(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -274,9 +378,21 @@ def _decoder(
     fields: dict[str, Any] = dict(FAMILY_DECODERS[family.model_type])
     if family.model_type == "classify":
         fields["output_raw_scores"] = not tensors.ends_in_probabilities
+    ends = "ends" if tensors.ends_in_probabilities else "does not end"
+    whys = {"output_raw_scores": f"the graph {ends} in a Softmax or Sigmoid"}
     assumptions += [
-        f"{name} {_spell(fields[name])}: usual for {family.model_type}" for name in sorted(set(fields) - set(explicit))
+        f"{name} {_spell(fields[name])}: {whys.get(name, f'usual for {family.model_type}')}"
+        for name in sorted(set(fields) - set(explicit))
     ]
+    if family.model_type == "anomaly":
+        assumptions.append(
+            "a higher number is more unusual: where it is the other way round, as in scikit-learn's outlier detectors, put a Neg "
+            "behind the output"
+        )
+        if said.anomaly_threshold is None:
+            assumptions.append(
+                "no anomaly_threshold: each rule must say `above` itself; from what number on is it unusual?"
+            )
     names = _labels(tensors, family, labels, assumptions)
     return Decoder(model_type=family.model_type, labels=names, **{**fields, **explicit})
 

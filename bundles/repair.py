@@ -2,22 +2,24 @@
 
 Takes a model as read by `bundles.modelfile`, gives one that computes the same and that every provider can optimise:
 weights taken off the graph's inputs (listed there they may be overridden at run time, which blocks folding and cost a
-real face detector a factor of three), nodes named, dimensions fixed, constants folded, unused parts removed, shapes
-inferred, and the whole checked by `onnx.checker`. Folding uses ONNX's reference operators, not a runtime's optimiser:
-the result holds standard operators only, suits every kind of hardware, and is the same bytes each time.
+real face detector a factor of three), nodes sorted and named, dimensions fixed, constants folded, unused parts removed,
+shapes inferred, and the whole checked by `onnx.checker`. Weights that are NaN are refused. Folding uses ONNX's reference
+operators, not a runtime's optimiser: the result holds standard operators only, suits every kind of hardware, and is the same
+bytes each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agent.errors import BundleError
-from bundles.modelfile import MAX_IR_VERSION, ModelFile, check_tensor_sizes
-from bundles.onnxlibrary import dimensions, initializer_names, real_inputs
+from bundles.modelfile import MAX_IR_VERSION, ModelFile, check_tensor_sizes, tensors
+from bundles.onnxlibrary import bodies, dimensions, initializer_names, reads, real_inputs, sort_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -67,9 +69,14 @@ def repair(
     done: list[str] = []
     _set_ir_version(model, done)
     _take_weights_off_inputs(model.graph, done)
+    if sort_nodes(model.graph):
+        done.append("nodes put in the order in which they run")
     _name_nodes(model.graph, done)
     _fix_dimensions(source, model.graph, dict(sizes or {}), frozenset(open_dimensions), done)
-    _infer_shapes(source, model)
+    try:
+        _infer_shapes(source, model)
+    except BundleError as error:
+        raise _explained(error, done) from error
     if not source.is_external:
         _fold_all(source, model, done)
     _remove_unused(model.graph, done)
@@ -78,7 +85,7 @@ def repair(
 
 
 def check(source: ModelFile, model: onnx.ModelProto) -> None:
-    """Run the full checker, and look at all sizes again now that shapes are known.
+    """Run the full checker, and look at the weights, and at all sizes again now that shapes are known.
 
     Raises:
         BundleError: with the checker's words.
@@ -92,6 +99,22 @@ def check(source: ModelFile, model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise _refused(source, "the checker refuses the model", error) from error
+    _check_weights(source.path, model)
+
+
+def _check_weights(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse NaN in weights: a Relu or a MaxPool behind it hides it, and the answers are wrong without a sign."""
+    from onnx import TensorProto, numpy_helper
+
+    for tensor in tensors(model):
+        if tensor.data_type not in {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}:
+            continue
+        if count := int(np.isnan(values := numpy_helper.to_array(tensor)).sum()):
+            raise BundleError(
+                f"{count} of the {values.size} values of weight `{tensor.name}` are NaN",
+                where=str(path),
+                hint="the training diverged, or the file is damaged: export an earlier checkpoint",
+            )
 
 
 def _refused(source: ModelFile, what: str, error: Exception) -> BundleError:
@@ -102,6 +125,14 @@ def _refused(source: ModelFile, what: str, error: Exception) -> BundleError:
         where=str(source.path),
         hint="export the model again with a current exporter, opset 13 to 17",
     )
+
+
+def _explained(error: BundleError, done: list[str]) -> BundleError:
+    """Add which sizes the shapes were inferred with: that the first axis is the batch is only usual."""
+    if fixed := next((line for line in done if line.startswith("dimensions fixed")), None):
+        hint = f"{fixed}: is one of them wrong? give it under `dimensions`, or with --dimension; else export the model again"
+        return BundleError(error.message, where=error.where, hint=hint)
+    return error
 
 
 def _set_ir_version(model: onnx.ModelProto, done: list[str]) -> None:
@@ -238,7 +269,7 @@ def _fold(model: onnx.ModelProto) -> int:
     kept = [*_still_nodes(graph, folded), *kept]
     del graph.node[:]
     graph.node.extend(kept)
-    used = {name for node in kept for name in _reads(node)}
+    used = {name for node in kept for name in reads(node)}
     graph.initializer.extend(constants[name] for name in folded if name in used and name not in outputs)
     return count
 
@@ -274,20 +305,13 @@ def _evaluate(
         if shape and all(isinstance(size, int) for size in shape):
             return {node.output[0]: np.array(shape, np.int64)}
     inputs = [name for name in node.input if name]
-    if any(name not in constants for name in inputs) or any(graph_attribute(node)):
+    if any(name not in constants for name in inputs) or bodies(node):
         return None
     if sum(constants[name].ByteSize() for name in inputs) > 4 * MAX_FOLDED_BYTES:
         return None
     if any(_bytes_of(shapes.get(name)) > MAX_FOLDED_BYTES for name in node.output):
         return None
     return _run_reference(model, node, {name: constants[name] for name in inputs})
-
-
-def graph_attribute(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Return the bodies that a node carries (If, Loop, Scan)."""
-    return [each.g for each in node.attribute if each.HasField("g")] + [
-        body for each in node.attribute for body in each.graphs
-    ]
 
 
 def _bytes_of(shape: list[int | str] | None) -> int:
@@ -322,16 +346,6 @@ def _run_reference(
     return dict(zip(names, arrays, strict=True))
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Return the names that a node and its bodies read."""
-    names = set(node.input)
-    for body in graph_attribute(node):
-        names |= {value.name for value in body.output}
-        for inner in body.node:
-            names |= _reads(inner)
-    return names
-
-
 def _remove_unused(graph: onnx.GraphProto, done: list[str]) -> None:
     """Remove nodes and weights that no output depends on."""
     wanted = {value.name for value in graph.output}
@@ -339,7 +353,7 @@ def _remove_unused(graph: onnx.GraphProto, done: list[str]) -> None:
     for node in reversed(graph.node):
         if wanted & set(node.output):
             kept.append(node)
-            wanted |= _reads(node)
+            wanted |= reads(node)
     nodes, weights = len(graph.node) - len(kept), len(initializer_names(graph) - wanted)
     if nodes or weights:
         done.append(f"{nodes} nodes and {weights} weights that nothing uses removed")

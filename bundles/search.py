@@ -52,8 +52,16 @@ class Found:
         return f" with {len(self.float_layers)} of {self.layer_count} layers left in float: {names}{cut}"
 
 
-def search(quantizer: StaticQuantizer, samples: Sequence[Feeds], judged: Judged, limit: TimeLimit) -> Found:
+def search(
+    quantizer: StaticQuantizer,
+    samples: Sequence[Feeds],
+    judged: Judged,
+    limit: TimeLimit,
+    say: Callable[[str], None] = lambda _: None,
+) -> Found:
     """Find the smallest set of layers to leave in float with which the variant passes.
+
+    `say` is told when the long part begins.
 
     Raises:
         CandidateError: the time was up before anything passed, or the quantizer fails.
@@ -72,6 +80,7 @@ def search(quantizer: StaticQuantizer, samples: Sequence[Feeds], judged: Judged,
     was_cut_short = False
     try:
         if not passes(frozenset()):
+            say(f"it misses its gate: measuring which of its {len(found)} layers lose most")
             smallest_set(rank(quantizer, found, samples, evaluate.outputs, limit), passes)
     except CandidateError:
         was_cut_short = any(attempt.failure is None for _, attempt in tries)

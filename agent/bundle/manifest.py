@@ -86,7 +86,10 @@ class SignalInput(_Document):
     max_missing_share: float = 0.1
     """A window with a larger share of missing values is skipped whatever `missing` says, and counted."""
     features: tuple[Feature, ...] = ()
-    """In this order; empty: the window itself goes in, (1, window_size, channels)."""
+    """In this order; empty: the window itself goes in."""
+    layout: Literal["NWC", "NCW"] = "NWC"
+    """Of the window itself. NWC: (1, window_size, channels), as recurrent networks and Keras have it; NCW: (1, channels,
+    window_size), as PyTorch's Conv1d has it."""
 
 
 class Decoder(_Document):

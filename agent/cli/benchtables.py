@@ -55,7 +55,8 @@ def print_trace(traced: Traced, target: Path) -> None:
     trace = traced.trace
     _head(
         console, f"{traced.candidate.label}, traced",
-        f"{trace.runs} runs of {trace.run_ms:.2f} ms, {trace.nodes_ms:.2f} ms of it inside {len(trace.nodes)} nodes",
+        f"{trace.runs} runs of {ms(trace.run_ms)} ms, {ms(trace.nodes_ms)} ms of it inside {len(trace.nodes)} "
+        f"node{'s' * (len(trace.nodes) != 1)}",
     )  # fmt: skip
     console.print(_operators(traced))
     shares = ", ".join(f"{_short(name)} {share:.1%}" for name, share in trace.share_by_provider.items())

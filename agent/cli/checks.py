@@ -19,6 +19,7 @@ from agent.config.view import mask
 from agent.errors import HoldfastError
 
 if TYPE_CHECKING:
+    from agent.bundle.manifest import Manifest
     from agent.config.file import Configuration
     from agent.device.facts import Facts
     from agent.pipeline.settings import CameraSettings, SensorSettings
@@ -108,6 +109,23 @@ def _bundles(configuration: Configuration) -> Iterator[Check]:
             continue
         variants = ", ".join(variant.name for variant in bundle.manifest.variants)
         yield Check(title, "ok", f"{bundle.manifest.name} {bundle.manifest.version} ({variants}), every byte as pinned")
+        yield from _rules(configuration, name, bundle.manifest)
+
+
+def _rules(configuration: Configuration, model: str, manifest: Manifest) -> Iterator[Check]:
+    """Make what each pipeline of a model judges by, as its worker will: labels, zones and thresholds must fit the bundle."""
+    from agent.config.crosschecks import model_of
+    from agent.pipeline.assembly import make_judge, make_terms
+
+    settings = configuration.settings
+    for kind, pipelines in (("camera", settings.cameras), ("sensor", settings.sensors)):
+        for name, pipeline in pipelines.items():
+            if model_of(settings, pipeline) != model:
+                continue
+            try:
+                make_judge(name, make_terms(pipeline, manifest))
+            except HoldfastError as error:
+                yield failed(f"rules of {kind} {name}", error)
 
 
 def _broker(configuration: Configuration) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agent.clock import Clock
-from agent.device.planning.objective import runs_per_s
+from agent.device.planning.objective import digits, runs_per_s
 from agent.device.planning.plan import Candidate, Demand, Measurement, Outcome, Plan, labels
 from agent.trial.measuring import Loaded
 
@@ -143,7 +143,9 @@ def _numbers(measured: Measurement, candidate: Candidate, demand: Demand) -> lis
 
 
 def _short(value: float) -> str:
-    """Return three digits that count: 0.12, 3.46, 34.6, 346."""
+    """Return two or three digits that count: 0.006, 0.12, 3.46, 34.6, 346."""
+    if value < 1:
+        return digits(value)
     return f"{value:.{max(0, 2 - (value >= 10) - (value >= 100))}f}"
 
 

@@ -31,7 +31,7 @@ def signal_tensor(window: Window, signal: SignalInput) -> NDArray[np.float32]:
     """Return the input tensor of one window.
 
     float32: (1, channels * features), channel by channel, each in the bundle's order of features; or without
-    features (1, window_size, channels).
+    features (1, window_size, channels), or (1, channels, window_size) with the layout NCW.
 
     Raises:
         BundleError: the window is not what the bundle wants. Windows are made from the same SignalInput, so this
@@ -41,7 +41,8 @@ def signal_tensor(window: Window, signal: SignalInput) -> NDArray[np.float32]:
     if window.values.shape != expected:
         raise BundleError(f"the window has shape {window.values.shape}, expected {expected}", where=window.source)
     if not signal.features:
-        return np.ascontiguousarray(window.values, np.float32)[None]
+        values = window.values if signal.layout == "NWC" else window.values.T
+        return np.ascontiguousarray(values, np.float32)[None]
     channels = [features(window.values[:, at], signal.features) for at in range(expected[1])]
     return np.concatenate(channels)[None]
 

@@ -239,8 +239,11 @@ class _Signals:
 
         self._signal = signal
         self._signal_tensor = signal_tensor
-        channels = len(signal.channels)
-        self.shape = (1, channels * len(signal.features)) if signal.features else (1, signal.window_size, channels)
+        self.shape: tuple[int, ...]
+        size, channels = signal.window_size, len(signal.channels)
+        self.shape = (1, size, channels) if signal.layout == "NWC" else (1, channels, size)
+        if signal.features:
+            self.shape = (1, channels * len(signal.features))
 
     def tensor(self, sample: Sample) -> NDArray[Any]:
         return self._signal_tensor(_as_window(sample), self._signal)
@@ -282,8 +285,8 @@ def _make_preprocessor(manifest: Manifest, session: Session) -> Preprocessor:
             raise BundleError(
                 f"the manifest makes windows of float32 {text(signals.shape)}, the model takes {spec.dtype} {text(spec.shape)}",
                 where=where,
-                hint="correct window_size, channels or features under `input`: a window is (1, window_size, channels), its "
-                "features are (1, channels × features)",
+                hint="correct window_size, channels or features under `input`: a window is (1, window_size, channels), or "
+                "(1, channels, window_size) with `layout: NCW`; its features are (1, channels × features)",
             )
         return signals
     pictures = _Pictures(manifest.input)

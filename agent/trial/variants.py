@@ -14,6 +14,7 @@ from agent.device.planning.objective import Yardstick
 from agent.device.planning.plan import Candidate, Demand, Outcome
 
 REFERENCE = "fp32"
+UNTRIED = "not measured: no candidate here is of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def verdict(rows: Sequence[VariantRow], chosen: Candidate, yardstick: Yardstick)
         return f"The bundle has no other variant than {chosen.variant}."
     compared = [row for row in others if row.speed_up is not None]
     if not compared:
-        reason = next((row.refusal for row in others if row.refusal), "fp32 was not measured")
+        reasons = sorted((row.refusal for row in others if row.refusal), key=UNTRIED.__eq__)
+        reason = reasons[0] if reasons else "fp32 was not measured"
         return f"{chosen.variant} is chosen; no other variant could be compared with fp32 here: {reason}."
     told = next((row for row in compared if row.name == chosen.variant), None)
     told = told or max(compared, key=lambda row: (row.refusal is None, row.speed_up or 0.0))
@@ -96,7 +98,7 @@ def _row(
         metric=accuracy.metric if accuracy else None,
         value=accuracy.value if accuracy else None,
         lost_points=accuracy.drop * 100 if accuracy else None,
-        refusal=best.refusal if best else (refused[0] if refused else "not among this profile's candidates"),
+        refusal=best.refusal if best else (refused[0] if refused else UNTRIED),
     )
 
 

@@ -242,6 +242,59 @@ def test_model_that_gives_nan_is_refused(save, make_model, tmp_path: Path):
         build(path, tmp_path / "out", Options(normalise="unit"))
 
 
+def test_operator_that_no_runtime_has_is_refused_with_the_models_own_name(save, make_model, tmp_path: Path):
+    """Not that of a file in a folder that is gone when the message is read."""
+    from onnx import helper
+
+    made = make_model([helper.make_node("MyAct", ["x"], ["y"], domain="acme")], [], [1, 4], [1, 4], "x", "y")
+    made.opset_import.append(helper.make_opsetid("acme", 1))
+    path = save(made)
+    with pytest.raises(BundleError, match="acme:MyAct") as caught:
+        build(path, tmp_path / "out", Options())
+    assert caught.value.where == str(path) and "blobs" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("Über groß (2)", "uber-gross--2-"), ("模型", "model"), ("..", "model")],
+    ids=["umlauts", "han", "dots"],
+)
+def test_bundle_is_named_after_a_file_of_any_name(labelled: Path, tmp_path: Path, stem: str, name: str):
+    """Its name goes into topics and paths, so it keeps to few letters."""
+    path = labelled.rename(labelled.with_name(f"{stem}.onnx"))
+    assert build(path, tmp_path / "out", OPTIONS).name == name
+
+
+@pytest.mark.parametrize(
+    ("scale", "reason"), [(1e-3, "fp32 is undecided on all golden samples"), (30.0, "")], ids=["undecided", "decided"]
+)
+def test_golden_samples_that_any_answer_would_pass_prove_nothing(
+    save, make_classifier, pictures: Path, tmp_path: Path, scale: float, reason: str
+):
+    """Pixels normalised wrongly give such scores; the gate would let a variant through that always says the same."""
+    made = make_classifier()
+    for tensor in made.graph.initializer:
+        if tensor.name in {"g", "c"}:
+            values = onnx.numpy_helper.to_array(tensor) * scale
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    report = build(save(made), tmp_path / "out", with_samples(pictures, variants=("int8",)))
+    assert reason in verdicts(report)["int8"] and (verdicts(report)["int8"] == "within its gate") is (not reason)
+    only = [line for line in report.assumptions if "golden samples: a variant that always said so" in line]
+    assert len(only) == 1, "all pictures of this test look alike to it, and that is said"
+
+
+def test_quantized_model_is_shipped_as_it_is(save, make_classifier, pictures: Path, tmp_path: Path):
+    """No tool quantizes twice; each of them would fail in words of its own."""
+    built = build(save(make_classifier()), tmp_path / "first", with_samples(pictures, variants=("int8",)))
+    bundle = open_bundle(built.folder)
+    shutil.copy(bundle.model_path("int8"), source := tmp_path / "quantized.onnx")
+    report = build(source, tmp_path / "second", with_samples(pictures))
+    said = verdicts(report)
+    assert "is quantized already" in said["int8"] and "is quantized already" in said["int8-dynamic"]
+    assert any("`fp32` is a name for the form that it came in" in line for line in report.assumptions)
+    assert open_bundle(report.folder).manifest.decoder.output_raw_scores is False
+
+
 def test_repair_that_changes_answers_is_caught(labelled: Path, tmp_path: Path, monkeypatch):
     """The builder does not trust itself either."""
     real = building.repair
@@ -301,6 +354,26 @@ def test_signal_recipe(make_model, tmp_path: Path):
     bundle = open_bundle(tmp_path / "built")
     answers = [golden.from_json(bundle.read_blob(sample.expected)) for sample in bundle.manifest.golden]
     assert [answer.value for answer in answers] == [0, 1, 2, 3]
+
+
+def test_conv1d_of_pytorch_gets_its_channels_first(make_model, tmp_path: Path):
+    """Its input is (1, channels, values); the builder sees that, and the golden answers are those of each channel."""
+    from onnx import helper
+
+    nodes = [helper.make_node("ReduceMean", ["window"], ["y"], axes=[2], keepdims=0)]
+    onnx.save_model(make_model(nodes, [], [1, 2, 16], [1, 2], "window", "y"), tmp_path / "model.onnx")
+    (tmp_path / "golden").mkdir()
+    np.save(tmp_path / "golden" / "0.npy", np.tile(np.array([[0.2, 0.8]], np.float32), (16, 1)))
+    (tmp_path / "bundle.yaml").write_text(
+        "name: means\nmodel: model.onnx\ngolden: golden\nvariants: [fp32]\n"
+        "input: {kind: signal, rate_hz: 10, window_size: 16, hop_size: 8, channels: [left, right]}\n"
+        "decoder: {labels: [left, right]}\n"
+    )
+    report = build(tmp_path)
+    bundle = open_bundle(report.folder)
+    (answer,) = (golden.from_json(bundle.read_blob(sample.expected)) for sample in bundle.manifest.golden)
+    assert isinstance(answer, Classes) and answer.scores == pytest.approx([0.8, 0.2])
+    assert any(line.startswith("layout NCW") for line in report.assumptions)
 
 
 def test_one_folder_of_samples_is_split_so_that_variants_are_judged_on_others(labelled: Path, tmp_path: Path):

@@ -52,8 +52,8 @@ def test_pickles_are_never_loaded_whatever_their_name(tmp_path: Path):
     [
         pytest.param(b"", "empty", id="zero bytes"),
         pytest.param(b"\xff" * 1000, "no whole ONNX model", id="garbage"),
-        pytest.param(b"<html>404</html>", "ONNX model", id="an error page"),
-        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "ONNX model", id="an LFS pointer"),
+        pytest.param(b"\n<html>404</html>", "is a web page", id="an error page"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull", id="an LFS pointer"),
     ],
 )
 def test_files_that_are_no_models(tmp_path: Path, content: bytes, part: str):

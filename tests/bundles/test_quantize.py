@@ -160,6 +160,17 @@ def test_old_dense_layers_with_known_shapes_become_int8_too(save, make_model):
     np.testing.assert_allclose(run(quantized, {"x": x}), run(model, {"x": x}), rtol=0.02)
 
 
+def test_layers_behind_operators_of_onnx_runtime_are_quantized(save, make_classifier):
+    """ONNX cannot infer what these give, and the quantizer wants to know."""
+    made = make_classifier()
+    made.graph.node[1].op_type, made.graph.node[1].domain = "Gelu", "com.microsoft"
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    samples = [{"x": np.random.default_rng(1).random((1, 3, 16, 16), np.float32)}]
+    fp32 = repair(read_model(save(made))).model
+    for quantized in (StaticQuantizer(fp32, samples).quantize(), dynamic_int8(fp32)):
+        assert any(each.data_type == TensorProto.INT8 and len(each.dims) == 2 for each in quantized.graph.initializer)
+
+
 def test_nothing_to_quantize_is_said(make_model):
     """Left out with its reason, not with a copy of fp32."""
     made = make_model([helper.make_node("Relu", ["x"], ["y"])], [], [1, 3], [1, 3], "x", "y")

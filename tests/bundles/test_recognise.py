@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from agent.bundle.manifest import ImageInput, SignalInput, TensorSpec
 from agent.errors import BundleError
+from bundles.build import build
+from bundles.options import Options
 from bundles.recipe import DecoderRecipe, ImageInputRecipe, SignalInputRecipe
-from bundles.recognise import Semantics, Tensors, ends_in_probabilities, input_sizes, resolve
+from bundles.recognise import Semantics, Tensors, corrected, ends_in_probabilities, input_sizes, resolve
 
 
 def spec(name: str, *shape: int, dtype: str = "float32") -> TensorSpec:
@@ -102,6 +106,28 @@ def test_winner_beside_the_numbers_is_named():
     """What skl2onnx exports of a classifier or an isolation forest: two outputs, of which one is enough."""
     text = refusal(tensors(spec("X", 1, 12), spec("label", 1, dtype="int64"), spec("probabilities", 1, 3)))
     assert '["X"], ["probabilities"]' in text and "extract_model" in text
+    kinds = {"label": "int64", "scores": "seq(map(int64,tensor(float)))"}
+    text = refusal(tensors(spec("X", 1, 12), *(spec(name, 1, dtype=kind) for name, kind in kinds.items())))
+    assert "zipmap" in text
+
+
+def test_labels_of_one_number_are_a_question():
+    """One Sigmoid for two classes looks like an anomaly model; the labels would vanish without a word."""
+    given = tensors(spec("x", 1, 3, 8, 8), spec("y", 1, 1))
+    assert "export both probabilities" in refusal(given, {"normalise": "unit"}, labels=("cat", "dog"))
+    said = decide(given, {"normalise": "unit"}).assumptions
+    assert any("a higher number is more unusual" in line for line in said)
+    assert any("no anomaly_threshold" in line for line in said), "a bundle that no default rule can run with"
+
+
+def test_rows_that_stay_while_the_picture_varies_are_no_cells():
+    """Ultralytics' own layout with an open size: its 84 rows are 4 + 80, whatever YOLOX would make of them."""
+    given = tensors(spec("images", 1, 3, -1, -1), spec("output0", 1, 84, -1))
+    sizes = {"width": 640, "height": 640}
+    bounded = replace(given, inputs=(given.inputs[0].model_copy(update={"bounds": {2: (320, 640), 3: (320, 640)}}),))
+    made = decide(bounded, sizes)
+    assert made.decoder.model_type == "yolo" and len(made.decoder.labels) == 80
+    assert "width 640: the largest that `dimensions` allows" in decide(bounded).assumptions
 
 
 def test_layout_without_the_usual_number_of_boxes_is_a_question():
@@ -170,6 +196,24 @@ def test_logits_are_seen_in_the_graph(ends: bool, raw: bool):
     assert decide(given, {"normalise": "unit"}).decoder.output_raw_scores is raw
 
 
+@pytest.mark.parametrize(
+    ("outputs", "said", "raw"),
+    [
+        pytest.param([[0.97, 0.02, 0.01], [0.1, 0.5, 0.4]], None, False, id="of a support vector machine"),
+        pytest.param([[0.97, 0.02, 0.01], [0.5, 2.5, -2.0]], None, True, id="logits, one of them by chance"),
+        pytest.param([[0.97, 0.02, 0.01]], True, True, id="who says it knows"),
+    ],
+)
+def test_probabilities_are_seen_in_what_the_model_gives(outputs, said, raw):
+    """One more softmax would press 0.97 and 0.01 together to 0.57 and 0.22, and no threshold would be what it says."""
+    given = tensors(spec("x", 1, 3, 8, 8), spec("y", 1, 3), ends_in_probabilities=False)
+    words = DecoderRecipe(output_raw_scores=said)
+    made = resolve(given, ImageInputRecipe(normalise="unit"), words, ())
+    found = corrected(made, words, [np.array([each], np.float32) for each in outputs])
+    assert found.decoder.output_raw_scores is raw
+    assert any(line.startswith(f"output_raw_scores {str(raw).lower()}") for line in found.assumptions) is (said is None)
+
+
 def test_end_of_the_graph(make_classifier):
     """Looks through nodes that only reshape."""
     assert ends_in_probabilities(make_classifier(softmax=True))
@@ -206,12 +250,35 @@ def test_nhwc_and_uint8():
     assert made.input.mean_values == (0, 0, 0)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 28, 28), (1, 3, 5, 3), (1, 10)], ids=["grey", "both", "flat"])
+@pytest.mark.parametrize("shape", [(1, 3, 5, 3), (1, 10)], ids=["both", "flat"])
 def test_inputs_that_are_no_colour_picture(shape):
     """The layout cannot be seen from the shape."""
     assert "not plainly a colour picture" in refusal(
         tensors(spec("x", *shape), spec("y", 1, 5)), {"normalise": "unit"}, {"model_type": "classify"}
     )
+
+
+def test_grey_pictures_are_refused_with_what_to_put_in_front():
+    """A `layout` would not help."""
+    text = refusal(tensors(spec("x", 1, 1, 28, 28), spec("y", 1, 5)), {"normalise": "unit"})
+    assert "is a grey picture" in text and "0.299" in text
+
+
+def test_bytes_cannot_be_normalised():
+    """Who says it of a uint8 input learns that the model does it itself."""
+    given = tensors(spec("x", 1, 96, 128, 3, dtype="uint8"), spec("y", 1, 5))
+    for said in ({"normalise": "unit"}, {"mean_values": (1, 2, 3)}):
+        assert "nothing can be normalised" in refusal(given, said, {"model_type": "classify"})
+    assert decide(given, {"normalise": "none"}).input.dtype == "uint8"
+
+
+def test_several_inputs_are_refused_before_anything_is_asked(save, make_model):
+    """Nobody should give the dimensions of a model that has no place here."""
+    made = make_model([helper.make_node("Add", ["x", "z"], ["y"])], [], [1, "length"], [1, 4], "x", "y")
+    made.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, "length"]))
+    with pytest.raises(BundleError, match="has 2 inputs .`x`, `z`., and a bundle feeds one") as caught:
+        build(save(made), options=Options())
+    assert caught.value.hint
 
 
 def test_unusual_types_and_sizes_are_refused():

@@ -81,6 +81,36 @@ def test_same_names_are_made_different(save, make_classifier):
     assert len(set(names)) == len(names)
 
 
+def test_nodes_in_no_order_are_sorted_in_bodies_too(save, make_model):
+    """ONNX Runtime's float16 converter appends its casts; ONNX demands an order."""
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["t"], ["u"]), helper.make_node("Mul", ["a", "w"], ["t"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("u", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("If", ["is"], ["y"], then_branch=body, else_branch=body),
+        helper.make_node("Greater", ["m", "w"], ["is"]),
+        helper.make_node("ReduceMean", ["a"], ["m"], keepdims=0),
+        helper.make_node("Abs", ["x"], ["a"]),
+    ]
+    path = save(make_model(nodes, [numpy_helper.from_array(np.float32(0.2), "w")], [1, 4], [1, 4], "x", "y"))
+    repaired = repair(read_model(path))
+    assert "nodes put in the order in which they run" in repaired.repairs
+    np.testing.assert_allclose(run(repaired.model, {"x": -np.ones((1, 4), np.float32)})[0], 0.2)
+
+
+def test_weights_that_are_nan_are_refused_by_name(save, make_detector):
+    """A Relu behind them gives 0, and nothing else would show that the training diverged."""
+    made = make_detector()
+    values = numpy_helper.to_array(made.graph.initializer[0]).copy()
+    values[0, 0, 0, 0] = np.nan
+    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
+    with pytest.raises(BundleError, match="1 of the 768 values of weight `w` are NaN"):
+        repair(read_model(save(made)))
+
+
 def test_batch_is_fixed_and_other_dimensions_are_asked_for(save, make_classifier):
     """Only the batch is known to be one."""
     source = read_model(save(make_classifier(dynamic=True)))
@@ -92,6 +122,17 @@ def test_batch_is_fixed_and_other_dimensions_are_asked_for(save, make_classifier
         assert dimensions(result.model.graph.input[0]) == [1, 3, 16, 16]
         assert dimensions(result.model.graph.output[0]) == [1, 4]
         assert any(line.startswith("dimensions fixed: N = 1") for line in result.repairs)
+
+
+def test_size_that_was_assumed_is_named_where_the_shapes_do_not_fit(save, make_model):
+    """A recurrent network may take its time first; that axis is no batch."""
+    nodes = [helper.make_node("Flatten", ["x"], ["f"], axis=0), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    weights = [numpy_helper.from_array(np.ones((12, 2), np.float32), "w")]
+    path = save(make_model(nodes, weights, ["time", 1, 3], [1, 2], "x", "y"))
+    with pytest.raises(BundleError, match="do not fit together") as caught:
+        repair(read_model(path))
+    assert caught.value.hint is not None and "time = 1: is one of them wrong?" in caught.value.hint
+    repair(read_model(path), {"time": 4})
 
 
 def test_output_keeps_the_sizes_that_it_declares(save, make_model):

@@ -23,6 +23,7 @@ from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, CandidateError
 from agent.inference.model import open_model
 from bundles.build import BuildReport, VariantReport, build
+from bundles.evaluate import outputs
 from bundles.fusion import family, fuse
 from bundles.modelfile import read_model
 from bundles.options import Options
@@ -42,7 +43,9 @@ def of(report: BuildReport, name: str) -> VariantReport:
 def make(save, colours: Path, tmp_path: Path) -> Callable[..., BuildReport]:
     """Return a function that builds a bundle of a classifier of colours at `tmp_path / "out"`."""
 
-    def run(model: onnx.ModelProto, *variants: str, **fields: object) -> BuildReport:
+    def run(
+        model: onnx.ModelProto, *variants: str, progress: Callable[[str], None] | None = None, **fields: object
+    ) -> BuildReport:
         options = Options(
             **{
                 "normalise": "unit",
@@ -53,7 +56,7 @@ def make(save, colours: Path, tmp_path: Path) -> Callable[..., BuildReport]:
                 **fields,
             }
         )
-        return build(save(model), tmp_path / "out", options)
+        return build(save(model), tmp_path / "out", options, progress)
 
     return run
 
@@ -147,7 +150,7 @@ def test_values_beyond_float16_stay_in_float32(make, make_fragile, tmp_path: Pat
     assert "stay in float32" not in of(make(make_fragile(), "fp16"), "fp16").verdict
 
 
-def test_variant_that_does_not_load_is_left_out_and_the_others_are_not(make, make_fragile, monkeypatch):
+def test_variant_that_does_not_load_is_left_out_and_the_others_are_not(make, make_fragile, tmp_path, monkeypatch):
     """A fault of one tool must not cost the bundle."""
     from bundles import precision
 
@@ -159,7 +162,9 @@ def test_variant_that_does_not_load_is_left_out_and_the_others_are_not(make, mak
 
     monkeypatch.setattr(precision, "fp16", broken)
     report = make(make_fragile(), "fp16", "int8-qnn")
-    assert "ONNX Runtime refuses what its own tool made" in of(report, "fp16").verdict
+    verdict = of(report, "fp16").verdict
+    assert "ONNX Runtime refuses what its own tool made" in verdict
+    assert str(tmp_path) not in verdict and "blobs" not in verdict, "it is in the manifest, whose digest must repeat"
     assert of(report, "int8-qnn").is_included
 
 
@@ -198,6 +203,25 @@ def test_float16_keeps_inputs_and_outputs_and_what_it_cannot_hold(save, make_mod
     assert made.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
+def test_float16_casts_once_what_two_nodes_read(save, make_model):
+    """ONNX Runtime's converter makes two casts of one name, which it refuses itself: detectors sort their corners so."""
+    make_node = onnx.helper.make_node
+    nodes = [
+        make_node("Conv", ["x", "w"], ["c"], "conv"),
+        make_node("Min", ["c", "half"], ["low"], "low"),
+        make_node("Max", ["c", "half"], ["high"], "high"),
+        make_node("Sub", ["high", "low"], ["y"], "sub"),
+    ]
+    weights = [
+        numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w"),
+        numpy_helper.from_array(np.float32(0.5), "half"),
+    ]
+    made = fp16(repaired(save, make_model(nodes, weights, [1, 3, 4, 4], [1, 2, 4, 4], "x", "y")))
+    given = [name for node in made.graph.node for name in node.output]
+    assert len(set(given)) == len(given)
+    assert outputs(made, [{"x": np.ones((1, 3, 4, 4), np.float32)}])[0][0].max() == 2.5
+
+
 @pytest.mark.parametrize("is_symmetric", [True, False])
 @pytest.mark.parametrize("rows", [64, 72], ids=["whole blocks", "a part of a block"])
 def test_int4_computes_what_it_packed(save, make_model, rows: int, is_symmetric: bool):
@@ -226,6 +250,36 @@ def test_int4_computes_what_it_packed(save, make_model, rows: int, is_symmetric:
     assert np.abs(restored - values).max() < np.abs(values).max() / 8
 
 
+def test_weights_that_only_a_body_reads_are_kept(make, make_model):
+    """An `If` reads those of the graph around it."""
+    branches = {
+        f"{which}_branch": onnx.helper.make_graph(
+            [onnx.helper.make_node("MatMul", ["f", which], [f"{which}_out"])],
+            which,
+            [],
+            [onnx.helper.make_tensor_value_info(f"{which}_out", onnx.TensorProto.FLOAT, None)],
+        )
+        for which in ("then", "else")
+    }
+    nodes = [
+        onnx.helper.make_node("Flatten", ["x"], ["f"]),
+        onnx.helper.make_node("ReduceMean", ["f"], ["m"], keepdims=0),
+        onnx.helper.make_node("Greater", ["m", "half"], ["is"]),
+        onnx.helper.make_node("If", ["is"], ["h"], **branches),
+        onnx.helper.make_node("MatMul", ["h", "last"], ["l"]),
+        onnx.helper.make_node("Softmax", ["l"], ["y"]),
+    ]
+    generator = np.random.default_rng(3)
+    shapes = {"then": (192, 32), "else": (192, 32), "last": (32, 4)}
+    weights = [
+        numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32) / 4, each)
+        for each, shape in shapes.items()
+    ]
+    weights.append(numpy_helper.from_array(np.float32(0.5), "half"))
+    found = of(make(make_model(nodes, weights, [1, 3, 8, 8], [1, 4], "x", "y"), "int4", max_drop=1.0), "int4")
+    assert found.is_included, found.verdict
+
+
 def test_int4_without_dense_weights_is_refused(make, make_fragile):
     """With what it would have covered."""
     found = of(make(make_fragile(), "int4"), "int4")
@@ -234,8 +288,10 @@ def test_int4_without_dense_weights_is_refused(make, make_fragile):
 
 def test_layers_that_int8_breaks_stay_in_float(make, make_fragile, tmp_path: Path):
     """The two that need it, found among four, and named where people look: report, manifest, verdict."""
-    report = make(make_fragile(), "int8")
+    said: list[str] = []
+    report = make(make_fragile(), "int8", progress=said.append)
     found = of(report, "int8")
+    assert "it misses its gate: measuring which of its 4 layers lose most" in said, "this part takes minutes"
     assert found.is_included and set(found.float_layers) == {"before", "fragile"}
     assert "2 of 4 layers left in float: before, fragile" in found.verdict
     assert [bool(each.failure) for each in found.tries] == [True, False, True, True]

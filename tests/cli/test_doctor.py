@@ -148,12 +148,14 @@ def test_doctor_finds_everything_that_is_wrong_in_one_go(doctor, tmp_path, start
 
 
 def test_broker_that_is_away_fails_with_advice(doctor, tmp_path, make_tiny_bundle):
-    """And says that nothing is lost meanwhile."""
+    """And says that nothing is lost meanwhile. Rules that the bundle cannot serve are told before a worker fails."""
     bundle = make_tiny_bundle()
+    rules = "{r: {when: class, labels: [purple]}}"
     code, found = doctor(
         f"mqtt: {{host: 127.0.0.1, port: 1}}\nmodels: {{m: {{bundle: {bundle}}}}}\n"
-        "cameras: {door: {source: 'rtsp://u:hunter2@127.0.0.1:1/x', open_timeout_s: 1}}\n"
+        f"cameras: {{door: {{source: 'rtsp://u:hunter2@127.0.0.1:1/x', open_timeout_s: 1, rules: {rules}}}}}\n"
     )
+    assert found["rules of camera door"]["verdict"] == "fail" and "purple" in found["rules of camera door"]["text"]
     assert (code, found["broker"]["verdict"], found["bundle m"]["verdict"]) == (1, "fail", "ok")
     assert "outbox" in found["broker"]["advice"]
     assert "hunter2" not in json.dumps(found)

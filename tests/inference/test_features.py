@@ -140,6 +140,14 @@ def test_without_features_the_window_itself_goes_in():
     np.testing.assert_array_equal(tensor[0], values)
 
 
+def test_channels_come_first_where_the_bundle_says_so():
+    """PyTorch's Conv1d; of as many values as channels no shape would tell."""
+    values = np.stack([noise(1), noise(2)], axis=1)
+    tensor = signal_tensor(window(values), wanted(channels=["x", "y"], layout="NCW"))
+    assert (tensor.shape, tensor.flags.c_contiguous) == ((1, 2, SIZE), True)
+    np.testing.assert_array_equal(tensor[0].T, values)
+
+
 def test_a_window_of_another_shape_is_refused():
     """A golden sample that was recorded for another bundle."""
     with pytest.raises(BundleError, match=r"\(100, 1\), expected \(4096, 1\)"):

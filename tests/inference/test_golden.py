@@ -95,6 +95,14 @@ def test_agreement_of_boxes(actual, tolerance, expected):
     assert agreement(boxes((BOX, 0.9, 0)), actual, tolerance, threshold=0.5) == pytest.approx(expected)
 
 
+def test_fp32_keeps_the_score_of_a_class_too():
+    """A provider whose softmax is off names the same class, and no rule on its score speaks again."""
+    right, weak = classes((1, 0.9), (2, 0.05)), classes((1, 0.5), (2, 0.3))
+    assert agreement(right, weak, EXACT) == 0.0
+    assert agreement(right, classes((1, 0.885)), EXACT) == 1.0
+    assert agreement(right, weak, QUANTIZED) == 1.0
+
+
 def test_a_box_on_the_threshold_is_held_against_nobody():
     """0.505 on one machine and 0.495 on another is the same answer, though one of them has no box."""
     weak = boxes((BOX, 0.505, 0))
@@ -108,9 +116,9 @@ def test_a_box_on_the_threshold_is_held_against_nobody():
 @pytest.mark.parametrize(
     ("actual", "expected"),
     [
-        pytest.param(classes((1, 0.7), (0, 0.3)), 1.0, id="same"),
-        pytest.param(classes((0, 0.7), (1, 0.3)), 0.0, id="other"),
-        pytest.param(classes((2, 0.7)), 1.0, id="as-good"),
+        pytest.param(classes((1, 0.46), (0, 0.3)), 1.0, id="same"),
+        pytest.param(classes((0, 0.46), (1, 0.3)), 0.0, id="other"),
+        pytest.param(classes((2, 0.46)), 1.0, id="as-good"),
         pytest.param(classes(), 0.0, id="none"),
         pytest.param(classes((1, float("nan"))), 0.0, id="nan"),
     ],

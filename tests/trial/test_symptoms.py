@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ CASES = [
         "40 of 50 nodes are small elementwise operators and take 50% of the time", id="elementwise",
     ),
     pytest.param(
-        made(("MatMul", CPU, 100, 1.0), run_ms=2.0), ON_CPU,
+        made(("MatMul", CPU, 100, 1.0), run_ms=2.5), ON_CPU,
         "50% of a run passed between nodes: 100 nodes of 10 µs each", id="idle",
     ),
 ]  # fmt: skip
@@ -77,6 +78,20 @@ def test_a_symptom_is_told_with_its_numbers_and_one_cure(trace, candidate, said)
     assert "\n" not in found[0].text + found[0].cure
 
 
+def test_a_cure_is_none_that_was_taken_already():
+    """Nobody builds fp32-fused from fp32-fused, or takes fewer threads than one."""
+    attention = made(("MatMul", CPU, 12, 8.0), ("Softmax", CPU, 3, 1.0), ("Transpose", CPU, 9, 0.5))
+    idle = made(("MatMul", CPU, 100, 1.0), run_ms=2.5)
+    cures = [
+        symptoms(trace, replace(ON_CPU, variant=variant, threads=threads))[0].cure
+        for trace, variant, threads in (
+            (attention, "fp32", 1), (attention, "fp32-fused", 1), (idle, "fp32", 2), (idle, "fp32", 1),
+        )
+    ]  # fmt: skip
+    assert ["fp32-fused" in cure for cure in cures[:2]] == [True, False]
+    assert ["threads" in cure for cure in cures[2:]] == [True, False]
+
+
 def test_batch_norms_that_were_not_folded_show_in_a_real_trace():
     """UltraFace as published lists its weights as inputs, which costs it more than half of its speed."""
     found = symptoms(read_trace(TRACES / "ultraface-shipped-cpu.json"), ON_CPU)
@@ -91,6 +106,10 @@ def test_batch_norms_that_were_not_folded_show_in_a_real_trace():
         pytest.param(made(("Conv", CPU, 50, 9.5), ("Transpose", CPU, 4, 0.3), ("Mul", CPU, 4, 0.2)), id="a-detector"),
         pytest.param(made(("QLinearConv", CPU, 50, 9.5), ("QuantizeLinear", CPU, 1, 3.0)), id="quantized-throughout"),
         pytest.param(made(("Mul", CPU, 3, 0.003), ("Add", CPU, 3, 0.003), run_ms=0.05), id="a-model-of-microseconds"),
+        pytest.param(made(("MatMul", CPU, 94, 0.66), run_ms=1.08), id="the-profilers-own-time"),
+        pytest.param(
+            made(("Gemm", CPU, 9, 8.0), ("Conv", CPU, 1, 0.5), ("Transpose", CPU, 9, 1.5)), id="no-convolutions"
+        ),
         pytest.param(made(("MatMul", CPU, 8, 9.0), ("Attention", CPU, 2, 0.5), ("Softmax", CPU, 1, 0.5)), id="fused"),
     ],
 )

@@ -86,6 +86,13 @@ BOTH = manifest(variant("fp32"), variant("int8", drop=0.004))
             "The bundle has no other variant than fp32.", id="fp32-only",
         ),
         pytest.param(
+            [outcome("fp32", 10.0)],
+            manifest(variant("fp32"), variant("fp16"), refused=(RefusedVariant(name="int8", reason="lost 9"),)),
+            0, "latency",
+            "fp32 is chosen; no other variant could be compared with fp32 here: left out by the builder: lost 9.",
+            id="what-was-tried-counts-more-than-what-was-not",
+        ),
+        pytest.param(
             [outcome("fp32", 10.0)], manifest(variant("fp32"), refused=(RefusedVariant(name="int8", reason="lost 9"),)),
             0, "latency",
             "fp32 is chosen; no other variant could be compared with fp32 here: left out by the builder: lost 9.",

@@ -22,7 +22,7 @@ from agent.bundle.manifest import Manifest
 from agent.device.facts import Facts
 from agent.device.planning.candidates import is_requested
 from agent.device.planning.judging import judge, slower_than_cpu
-from agent.device.planning.objective import FEWEST_FOR_P99, Yardstick, by_median
+from agent.device.planning.objective import FEWEST_FOR_P99, Yardstick, by_median, digits
 from agent.device.planning.plan import FAULTS, SPINNING, Candidate, Demand, Measurement, Outcome, Plan, labels
 from agent.device.profiles.profile import Profile
 from agent.errors import CandidateError
@@ -189,7 +189,7 @@ def _listed_reason(first: Outcome, names: dict[Candidate, str]) -> str:
     assert first.measurement is not None
     return (
         f"{names[first.candidate]} is the first in the profile's order that passed, "
-        f"p99 {first.measurement.p99_ms:.2f} ms."
+        f"p99 {digits(first.measurement.p99_ms)} ms."
     )
 
 
@@ -225,10 +225,18 @@ def _comparison(
         prefix = "" if others else f"{shown.name} "
         return f"{name} has the {yardstick.best}, {amount}; next is {names[second]} with {prefix}{shown.amount(of_second)}."
     return (
-        f"{name} takes {measured.cpu_ms_per_run:.2f} ms of CPU a run where {names[fastest]} takes "
-        f"{of_fastest.cpu_ms_per_run:.2f}, at an equal {yardstick.name} "
+        f"{_saving(ranked[0], (fastest, of_fastest), names)}, at an equal {yardstick.name} "
         f"({amount} and {yardstick.amount(of_fastest)})."
     )
+
+
+def _saving(chosen: Measured, fastest: Measured, names: dict[Candidate, str]) -> str:
+    """Return what the choice takes less of than the fastest, which it equals."""
+    (mine, of_mine), (other, of_other) = chosen, fastest
+    cpu_ms, other_cpu_ms = digits(of_mine.cpu_ms_per_run), digits(of_other.cpu_ms_per_run)
+    if cpu_ms == other_cpu_ms and mine.threads != other.threads:
+        return f"{names[mine]} takes fewer threads than {names[other]}"
+    return f"{names[mine]} takes {cpu_ms} ms of CPU a run where {names[other]} takes {other_cpu_ms}"
 
 
 def _p99_note(yardstick: Yardstick, compared: Sequence[Measurement]) -> str:
@@ -276,7 +284,8 @@ def _variant_note(ranked: Sequence[Measured]) -> str:
     smaller = [each.p50_ms for candidate, each in others if candidate.variant.startswith("int8")]
     if not chosen.variant.startswith("fp32") or not smaller or min(smaller) < measured.p50_ms:
         return ""
-    return f" int8 does not pay here: its best median is {min(smaller):.2f} ms, that of {chosen.variant} {measured.p50_ms:.2f}."
+    best, own = digits(min(smaller)), digits(measured.p50_ms)
+    return f" int8 does not pay here: its best median is {best} ms, that of {chosen.variant} {own}."
 
 
 def _nothing_left(profile: Profile, manifest: Manifest, judged: Sequence[Outcome]) -> CandidateError:

@@ -18,6 +18,8 @@ EQUAL_SHARE = 1.05
 """Candidates whose figures are within this factor of the best are equally good: that is how far one measurement repeats."""
 EQUAL_MS = 0.05
 """So are times that differ by less than one wake-up of a thread: a model of microseconds wants no second core."""
+_TINY = 0.0995
+"""Two decimals of less are one digit, or none."""
 FEWEST_FOR_P99 = 30
 """With fewer runs the largest time says nothing; the median stands in."""
 
@@ -74,7 +76,12 @@ class Yardstick:
         if self.objective == "throughput":
             return f"{runs_per_s(measured):.1f} runs/s"
         unit = {"energy": "mJ a run", "CPU time": "ms a run"}.get(self.name, "ms")
-        return f"{self.figure(measured):.2f} {unit}"
+        return f"{digits(self.figure(measured))} {unit}"
+
+
+def digits(value: float) -> str:
+    """Return a figure in words that still tell two tiny models apart: 0.006, 0.35, 12.30."""
+    return f"{value:.{3 if value < _TINY else 2}f}"
 
 
 def p99_range_ms(trials: Sequence[Measurement]) -> tuple[float, float] | None:

@@ -208,7 +208,8 @@ def _check_provider(providers: Sequence[str], assignment: Assignment, candidate:
         raise CandidateError(
             f"{candidate.label} runs none of this model: ONNX Runtime gave it all to {', '.join(assignment.nodes) or 'the CPU'}",
             where=str(path),
-            hint="its own words are in the log at level debug; install the driver, or take the provider out of the profile",
+            hint="it lacks the model's operators, which is no fault of this device, or its driver is missing: the log has "
+            "its own words at level debug",
         )
 
 
@@ -230,7 +231,7 @@ def _check_file(path: Path) -> None:
 
 
 def _translated(error: Exception, path: Path, candidate: Candidate) -> BundleError | CandidateError:
-    text = one_line(error)
+    text = one_line(error).replace(f"Load model from {path} failed:", "")  # the path stands before the message
     if type(error).__name__ in _BAD_FILE_ERRORS or "No graph was found" in text:
         return BundleError(
             f"this is not a whole, valid ONNX model: {text}",

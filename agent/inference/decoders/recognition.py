@@ -79,12 +79,15 @@ def _names(literal: str) -> tuple[str, ...]:
 
 
 def _has_all_cells(model_type: ModelType, outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec]) -> bool:
-    """Whether a YOLO has as many boxes as its input has cells; anchor-based relatives have three times as many."""
-    size = picture_size(inputs)
-    if model_type != "yolo" or size is None:
+    """Whether a YOLO has as many boxes as its input has cells; anchor-based relatives have three times as many.
+
+    Of an input whose size varies the number of cells varies too: what is fixed then counts something else.
+    """
+    if model_type not in ("yolo", "yolox"):
         return True
-    shape = outputs[0].shape
-    return shape[1 if is_transposed(shape, None) else 2] in (-1, cells_count(*size))
+    size, shape = picture_size(inputs), outputs[0].shape
+    found = shape[1 if model_type == "yolox" or is_transposed(shape, None) else 2]
+    return found == -1 if size is None else found in (-1, cells_count(*size))
 
 
 def _without_coco_twin(found: list[Recognised], inputs: Sequence[TensorSpec]) -> list[Recognised]:

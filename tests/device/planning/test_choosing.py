@@ -122,6 +122,14 @@ def test_within_five_percent_the_least_cpu_wins():
     )
 
 
+def test_models_of_microseconds_are_told_apart_in_words():
+    """`0.01 where the other takes 0.01` is no reason."""
+    made = plan(
+        passed(candidate(), 0.0063, cpu_ms_per_run=0.0071), passed(candidate(threads=2), 0.0061, cpu_ms_per_run=0.0072)
+    )
+    assert made.reason == "CPU fp32 ×1 takes fewer threads than CPU fp32 ×2, at an equal p99 (0.006 ms and 0.006 ms)."
+
+
 def test_model_of_microseconds_gets_no_second_core():
     """A hundredth of a millisecond is noise, whatever its share."""
     made = plan(
