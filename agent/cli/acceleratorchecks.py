@@ -51,6 +51,8 @@ def run_on_checks(facts: Facts, settings: Settings) -> Iterator[Check]:
             continue
         waiting = [each.name for each in pipelines.get(name, ()) if each.settings["fallback"] == "require"]
         effect = f"{', '.join(waiting)} will not run (`fallback: require`)" if waiting else "the next best will run"
-        text = f"run_on: {wanted}: no usable device of that kind is here; {effect}"
-        advice = "see `holdfast device show`, and docs/devices.md for what to install; or correct `run_on:`"
+        vain = [each for each in facts.in_vain if wanted in (each.device_type, each.provider)]
+        words = "".join(f"; {each.provider} is installed: {each.unusable}" for each in vain)
+        text = f"run_on: {wanted}: no usable device of that kind is here{words}; {effect}"
+        advice = "`holdfast device show` says what is here and what to install for it; or correct `run_on:`"
         yield Check(f"model {name}", "fail" if waiting else "warn", text, advice)

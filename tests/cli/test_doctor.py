@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -97,6 +98,17 @@ def test_device_that_a_model_asks_for_in_vain_is_said_before_the_start(run_on, f
     (check,) = run_on_checks(facts("CPUExecutionProvider"), settings)
     assert check.verdict == verdict
     assert ("door will not run" in check.text) == (verdict == "fail")
+
+
+def test_provider_that_was_installed_in_vain_is_named_where_a_model_asks_for_it():
+    """`onnxruntime-gpu` in a container without the GPU: its words are the nearest to a cause that there is."""
+    settings = Settings.model_validate(
+        {"models": {"m": {"bundle": "parcels", "run_on": "gpu"}}, "cameras": {"door": {"source": "scene://conveyor"}}}
+    )
+    seen = facts("CPUExecutionProvider")
+    cuda = EpDevice("CUDAExecutionProvider", "gpu", unusable="no CUDA-capable device")
+    (check,) = run_on_checks(replace(seen, ep_devices=(*seen.ep_devices, cuda)), settings)
+    assert "CUDAExecutionProvider is installed: no CUDA-capable device" in check.text
 
 
 def test_driver_that_crashes_is_an_answer():

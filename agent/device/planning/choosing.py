@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, replace
 
 from agent.bundle.manifest import Manifest
-from agent.device.facts import Facts
+from agent.device.facts import EpDevice, Facts
 from agent.device.planning.candidates import is_requested
 from agent.device.planning.judging import judge, slower_than_cpu
 from agent.device.planning.objective import FEWEST_FOR_P99, Yardstick, by_median, digits
@@ -79,7 +79,7 @@ def choose(
         demand=demand,
         ranked=tuple(ranked),
         requested=requested(facts, profile, demand),
-        fallback=_fallback(ranked[0], judged, profile, demand, names, is_interim=is_interim),
+        fallback=_fallback(ranked[0], judged, profile, demand, names, in_vain=facts.in_vain, is_interim=is_interim),
         is_interim=is_interim,
     )
 
@@ -147,6 +147,7 @@ def _fallback(
     demand: Demand,
     names: dict[Candidate, str],
     *,
+    in_vain: Sequence[EpDevice],
     is_interim: bool,
 ) -> str | None:
     """Return why the choice is not what was asked for or expected; None where it is.
@@ -161,9 +162,16 @@ def _fallback(
             return f"{asked} and is still being compiled and measured"
         mine = [each for each in judged if is_requested(each.candidate, demand)]
         mine.sort(key=lambda each: (each.cause not in FAULTS, names[each.candidate]))
-        return f"{asked}, but {_refused(mine[0], names) if mine else 'the profile lists nothing of it'}"
+        return f"{asked}, but {_refused(mine[0], names) if mine else _nothing_of_it(in_vain, demand)}"
     broken = [] if is_interim else _broken(chosen, judged, profile)
     return "; ".join(_refused(each, names) for each in broken) or None
+
+
+def _nothing_of_it(in_vain: Sequence[EpDevice], demand: Demand) -> str:
+    """Say why there is no candidate of what was asked for: the driver's words, where something was installed for it."""
+    tried = (each for each in in_vain if demand.run_on in (each.device_type, each.provider) and each.unusable)
+    words = [f"{each.provider} ({each.unusable})" for each in tried]
+    return f"no such device is here for {', '.join(words)}" if words else "the profile lists nothing of it"
 
 
 def _broken(chosen: Candidate, judged: Sequence[Outcome], profile: Profile) -> list[Outcome]:

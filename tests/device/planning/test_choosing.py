@@ -278,6 +278,19 @@ def test_what_was_asked_for_and_is_not_met_is_a_fallback_whatever_the_cause(outc
     assert made.fallback == f"`run_on: npu` was asked for, but {why}"
 
 
+def test_what_was_asked_for_and_is_installed_in_vain_has_the_drivers_words():
+    """`onnxruntime-gpu` in a container that sees no GPU: the profile lists no GPU then, and that would say nothing."""
+    cuda = EpDevice("CUDAExecutionProvider", "gpu", unusable="no CUDA-capable device")
+    facts = replace(FACTS, ep_devices=(EpDevice("CPUExecutionProvider", "cpu"), cuda))
+    made = choose(
+        facts, profile(), manifest(), digest="d" * 64, outcomes=[passed(candidate(), 2.0)], made_at="2026-01-01T00:00:00Z",
+        demand=Demand(run_on="gpu"),
+    )  # fmt: skip
+
+    assert made.fallback is not None
+    assert "no such device is here for CUDAExecutionProvider (no CUDA-capable device)" in made.fallback
+
+
 def test_what_was_asked_for_stands_first_and_the_others_behind_it():
     """When it fails at run time, something has to take over."""
     made = plan(passed(GPU, 5.0), passed(NPU, 6.0), passed(candidate(), 2.0), of=ALL, demand=Demand(run_on="npu"))
