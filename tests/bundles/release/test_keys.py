@@ -110,7 +110,7 @@ def test_importing_from_an_unknown_service_names_the_known_ones():
 def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch):
     """The agent alone needs no cryptography; whoever signs does."""
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.serialization", None)
-    with pytest.raises(OperatorError, match=r"holdfast\[release\]"):
+    with pytest.raises(OperatorError, match=r"securesystemslib\[crypto\]"):
         keys.generate(tmp_path / "root.pem")
 
 
