@@ -152,8 +152,10 @@ class Preparer:
         self._measuring = Turns()
         self._probing = threading.Lock()
         self._known: tuple[Facts, Profile] | None = None
+        self._has_looked = False
+        """Whether all drivers have answered once; what then runs is not disturbed by measuring the processor."""
         self._first: Facts | None = None
-        """Of the first look: what is known though drivers have not answered yet."""
+        """What is known though they have not."""
         self._early: dict[str, Plan] = {}
         """By model: what was measured while they had not."""
 
@@ -176,6 +178,7 @@ class Preparer:
                 if stop.is_set():
                     raise StoppedPreparingError("stopped while looking at the hardware")
                 self._known = known = facts, selection.profile
+                self._has_looked = True
             return known
 
     def _take_first(self, facts: Facts) -> None:
@@ -183,7 +186,7 @@ class Preparer:
 
     def look(self, wanted: Wanted, stop: threading.Event, post: Post) -> Facts:
         """Return what this device is. Where a driver takes its time to tell, or hangs, the CPU serves meanwhile: what it does
-        best is posted as `Prepared` (`Plan.is_interim`), unless something runs already.
+        best is posted as `Prepared` (`Plan.is_interim`). At the start only; later, something runs already.
 
         Raises:
             HoldfastError: as `device`.
@@ -199,7 +202,8 @@ class Preparer:
                 has_answered.set()
 
         threading.Thread(target=ask, name="survey", daemon=True).start()
-        is_over = self._clock.wait(has_answered, EARLY_AFTER_S) or wanted.is_switch or wanted.is_again
+        is_start = not (self._has_looked or wanted.is_switch or wanted.is_again)
+        is_over = self._clock.wait(has_answered, EARLY_AFTER_S) or not is_start
         while not is_over and (first := self._first) is None:  # a slow board: its own facts take longer, too
             is_over = self._clock.wait(has_answered, LOOK_S)
         if not is_over and first is not None:
@@ -231,7 +235,7 @@ class Preparer:
     def look_again(self) -> None:
         """Forget what this device is and what worked on it: a driver that came late, or went, may change it."""
         with self._probing:
-            self._known = self._first = None
+            self._known = None
             self._early.clear()
             if self._tried:
                 self._tried.forget()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent import scratch
 from agent.cli.thisdevice import ConfigOption, runtimes_of, settings_if_any
 from agent.device.planning.plan import Candidate, Demand, Objective, Outcome, labels
 from agent.errors import OperatorError
@@ -173,10 +172,10 @@ class _Bench:
         import threading
 
         from agent.clock import SystemClock
-        from agent.trial.measuring import Budget, Measuring
+        from agent.trial.measuring import Budget, Measuring, temporary_folder
         from agent.trial.running import run_trial
 
-        with scratch.folder("holdfast-bench-") as folder:
+        with temporary_folder("holdfast-bench-") as folder:
             (prepared := folder / "prepared").mkdir()
             yield Measuring(
                 bundle_folder=self.bundle.folder,

@@ -7,13 +7,15 @@ accelerator takes to compile, the first time, is not counted against the budget:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from agent import scratch
 from agent.bundle.manifest import Manifest
 from agent.clock import Clock
 from agent.device.planning.candidates import CPU_SPEC
@@ -33,6 +35,7 @@ from agent.device.planning.halving import (
 from agent.device.planning.judging import judge
 from agent.device.planning.plan import Candidate, Demand, Outcome
 from agent.device.profiles.profile import Limits, Profile
+from agent.errors import StateError
 from agent.trial.running import Ask, is_reference
 
 LEAST_FINAL_S = 0.5
@@ -49,6 +52,24 @@ class Loaded:
 
 Progress = Callable[[Candidate | Loaded | Outcome], None]
 """Told of a candidate when its trial begins (it loads, and compiles the first time), when it is loaded, and of the outcome."""
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Give a folder among the system's temporary files, for a command that needs one.
+
+    Raises:
+        StateError: none can be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch.folder(prefix))
+        except OSError as error:
+            raise StateError(
+                f"no temporary folder can be made: {error.strerror or error}",
+                hint="make room on the disk, or name a folder that can be written by the variable TMPDIR",
+            ) from error
+        yield folder
 
 
 class RunTrial(Protocol):

@@ -110,7 +110,7 @@ class Planner:
         try:
             if self.prepared is not None:
                 self.prepared.mkdir(parents=True, exist_ok=True)
-            return stack.enter_context(scratch.folder("holdfast-trials-", self.prepared))
+            return stack.enter_context(scratch.folder(".holdfast-trials-", self.prepared))
         except OSError as error:
             log.warning("nothing can be written for trials to compare with: %s", error)
             return None

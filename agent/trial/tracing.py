@@ -10,10 +10,10 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import scratch
 from agent.device.planning.plan import Candidate
 from agent.device.profiles.profile import Limits
 from agent.errors import CandidateError, StateError
+from agent.trial.measuring import temporary_folder
 from agent.trial.running import Ask, run_trial
 from agent.trial.symptoms import Symptom, symptoms
 from agent.trial.trace import Trace, read_trace
@@ -39,7 +39,7 @@ def trace_candidate(
         CandidateError: the candidate left no trace: it could not be opened, or ended before its second run.
         StateError: its trace is damaged, or `target` cannot be written.
     """
-    with scratch.folder("holdfast-trace-") as folder:
+    with temporary_folder("holdfast-trace-") as folder:
         ask = Ask(trace=folder / "trace")
         outcome = run_trial(bundle_folder, candidate, limits, stop or threading.Event(), ask=ask)
         written = sorted(folder.glob("trace*"))

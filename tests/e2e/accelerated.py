@@ -51,7 +51,7 @@ class Board:
     Args:
         holdfast: The command, with a folder of its own.
         broker: A running one.
-        hurry: Waits to shorten, by `module:CONSTANT`.
+        hurry: Waits to change, by `module:CONSTANT`.
     """
 
     def __init__(self, holdfast: Holdfast, broker: Mosquitto, hurry: Mapping[str, float] | None = None) -> None:
@@ -67,7 +67,10 @@ class Board:
         """The newest `health` message's, by name."""
         self.all_conditions: list[tuple[str, str]] = []
         """Every condition that was ever published, name and text, once each in a row."""
-        self._hurry = dict(hurry or {})
+        self._hurry = {
+            "agent.preparation:EARLY_AFTER_S": 60.0,
+            **(hurry or {}),
+        }  # a loaded machine decides nothing here
         self._changed = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
         topics = Topics("holdfast", DEVICE)

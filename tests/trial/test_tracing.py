@@ -46,6 +46,18 @@ def test_the_whole_way_through_a_real_child(make_tiny_bundle, tmp_path):
     assert all({"name", "ph", "ts", "pid", "tid"} <= set(event) for event in written)
 
 
+def test_no_place_for_temporary_files_is_said_in_words(make_tiny_bundle, tmp_path, monkeypatch):
+    """A read-only system with no folder for them is no bug of ours, and its owner can name one."""
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", read_only)
+    with pytest.raises(StateError, match="Read-only file system") as raised:
+        trace_candidate(make_tiny_bundle(), CPU, Limits(), tmp_path / "trace.json")
+    assert "TMPDIR" in (raised.value.hint or "")
+
+
 def test_a_child_that_is_killed_leaves_a_trace_that_opens(make_tiny_bundle, tmp_path, pretend):
     """A provider that dies while it is traced is what one wants to look at most."""
     target = tmp_path / "trace.json"
