@@ -267,7 +267,7 @@ class _Build:
         variant, notes = self._stage(name, made.model), [made.note]
         if made.most_deviation is not None:
             deviation = self._judge.require_near(variant, samples, made.most_deviation)
-            notes.append(f"outputs differ by at most {deviation:.2g} of their largest value")
+            notes.append(f"outputs differ by {deviation:.2g} (relative root mean square)")
         attempt = Attempt(variant, None, None)
         if self._golden:
             attempt = self._judged(variant)

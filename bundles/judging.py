@@ -116,7 +116,7 @@ class Judge:
         )
 
     def require_near(self, variant: Variant, samples: Sequence[Sample], allowed: float) -> float:
-        """Compare a variant's raw outputs with fp32's; return the largest difference as a share of an output's peak.
+        """Compare a variant's raw outputs with fp32's; return the relative root mean square of the difference.
 
         Raises:
             CandidateError: it is more than `allowed`.
@@ -124,7 +124,7 @@ class Judge:
         found = evaluate.deviation(self._fp32, self._open(variant), samples)
         if found > allowed:
             raise CandidateError(
-                f"its outputs differ from fp32's by {found:.2g} of their largest value; {allowed:g} is allowed"
+                f"its outputs differ from fp32's by {found:.2g} (relative root mean square); {allowed:g} is allowed"
             )
         return found
 
