@@ -394,6 +394,11 @@ class _Build:
             yield "calibration and golden samples are the same folder: INT8 is judged on what it was tuned to"
         if quantize.is_quantized(self._repaired.model):
             yield "the model is quantized already, so `fp32` is a name for the form that it came in"
+        if self._judge.is_undecided:
+            yield (
+                "fp32 is undecided on all golden samples (its best scores lie within 0.1), so near-ties do not count as equal; "
+                "is the normalisation that of the training?"
+            )
         if (only := self._judge.only_class) is not None:
             yield f"fp32 says `{only}` to all {len(self._golden)} golden samples: a variant that always said so would pass too"
 
