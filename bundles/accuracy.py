@@ -8,6 +8,7 @@ comparison that a trial on the device uses too. No model is run here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +69,25 @@ def _values(
     if decoder.model_type == "anomaly":
         return "score_agreement", 1.0, 1.0 - _largest_deviation(reference, answers, decoder)
     name = "top1_agreement" if decoder.model_type == "classify" else "detection_f1@0.5"
+    tolerance = replace(golden.QUANTIZED, score=0.0) if is_undecided(reference, decoder) else golden.QUANTIZED
     shares = [
-        golden.agreement(expected, actual, golden.QUANTIZED, threshold=decoder.confidence_threshold)
+        golden.agreement(expected, actual, tolerance, threshold=decoder.confidence_threshold)
         for expected, actual in zip(reference, answers, strict=True)
     ]
     return name, 1.0, float(np.mean(shares))
+
+
+def is_undecided(reference: Sequence[Answer], decoder: Decoder) -> bool:
+    """Whether every class that fp32 names, of all that it may name, is as good as the best on all samples.
+
+    Near-ties count as equal elsewhere; here any answer at all would pass.
+    """
+    most = min(decoder.topk, len(decoder.labels))
+    spreads = [
+        float(np.ptp(each.scores)) if isinstance(each, Classes) and len(each.scores) == most > 1 else np.inf
+        for each in reference
+    ]
+    return bool(spreads) and max(spreads) <= golden.QUANTIZED.score
 
 
 def _largest_deviation(reference: Sequence[Answer], answers: Sequence[Answer], decoder: Decoder) -> float:

@@ -267,7 +267,7 @@ class _Build:
         variant, notes = self._stage(name, made.model), [made.note]
         if made.most_deviation is not None:
             deviation = self._judge.require_near(variant, samples, made.most_deviation)
-            notes.append(f"outputs differ by at most {deviation:.2g} of their largest value")
+            notes.append(f"outputs differ by {deviation:.2g} (relative root mean square)")
         attempt = Attempt(variant, None, None)
         if self._golden:
             attempt = self._judged(variant)
@@ -394,6 +394,11 @@ class _Build:
             yield "calibration and golden samples are the same folder: INT8 is judged on what it was tuned to"
         if quantize.is_quantized(self._repaired.model):
             yield "the model is quantized already, so `fp32` is a name for the form that it came in"
+        if self._judge.is_undecided:
+            yield (
+                "fp32 is undecided on all golden samples (its best scores lie within 0.1), so near-ties do not count as equal; "
+                "is the normalisation that of the training?"
+            )
         if (only := self._judge.only_class) is not None:
             yield f"fp32 says `{only}` to all {len(self._golden)} golden samples: a variant that always said so would pass too"
 

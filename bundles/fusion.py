@@ -26,7 +26,7 @@ FUSED = (
 
 
 MOST_DEVIATION = 1e-4
-"""It computes the same in another order, so its outputs are as near as this share of their largest value."""
+"""It computes the same in another order, so its outputs differ by no more than this (relative root mean square)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

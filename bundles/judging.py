@@ -10,11 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from agent.bundle.manifest import Accuracy, Decoder, Manifest, Variant
 from agent.errors import BundleError, CandidateError
-from agent.inference import golden as comparing
 from agent.inference.answers import Answer, Classes, Detections
 from agent.inference.model import Model
 from agent.sources.sample import Sample
@@ -72,17 +69,17 @@ class Judge:
 
     @property
     def proves_nothing(self) -> str | None:
-        """Why nothing could be lost: there is no truth, and fp32 finds nothing, or every class is as good as the best to it."""
+        """Why nothing could be lost: there is no truth, and fp32 finds nothing."""
         if self.has_truth or not self.reference:
             return None
         if all(isinstance(answer, Detections) and not len(answer) for answer in self.reference):
             return "fp32 finds nothing in the golden samples, so nothing could be lost; choose others"
-        if all(isinstance(answer, Classes) and self._is_undecided(answer) for answer in self.reference):
-            return (
-                f"fp32 is undecided on all golden samples (its best scores lie within {comparing.QUANTIZED.score:g}), so another "
-                "answer would pass; is the normalisation that of the training? else choose others, or give their truth"
-            )
         return None
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether fp32's classes are all near-ties, so that the metric counts no others as equal."""
+        return not self.has_truth and accuracy.is_undecided(self.reference, self._decoder)
 
     @property
     def only_class(self) -> str | None:
@@ -116,7 +113,7 @@ class Judge:
         )
 
     def require_near(self, variant: Variant, samples: Sequence[Sample], allowed: float) -> float:
-        """Compare a variant's raw outputs with fp32's; return the largest difference as a share of an output's peak.
+        """Compare a variant's raw outputs with fp32's; return the relative root mean square of the difference.
 
         Raises:
             CandidateError: it is more than `allowed`.
@@ -124,15 +121,9 @@ class Judge:
         found = evaluate.deviation(self._fp32, self._open(variant), samples)
         if found > allowed:
             raise CandidateError(
-                f"its outputs differ from fp32's by {found:.2g} of their largest value; {allowed:g} is allowed"
+                f"its outputs differ from fp32's by {found:.2g} (relative root mean square); {allowed:g} is allowed"
             )
         return found
-
-    def _is_undecided(self, answer: Classes) -> bool:
-        """Whether every class that fp32 names, of all that it may name, counts as its best one: near-ties are allowed."""
-        most = min(self._decoder.topk, len(self._decoder.labels))
-        spread = float(np.ptp(answer.scores)) if len(answer.scores) == most > 1 else 1.0
-        return spread <= comparing.QUANTIZED.score
 
     def _open(self, variant: Variant) -> Model:
         return evaluate.open_staged(self._folder, self._manifest_of(variant), variant.name)

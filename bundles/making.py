@@ -28,7 +28,7 @@ class Made:
     note: str
     """What a person should know of it; may be empty."""
     most_deviation: float | None = None
-    """How far its raw outputs may be from fp32's, as a share of their largest value; None: the metric alone decides."""
+    """How far its raw outputs may be from fp32's, as a relative root mean square; None: the metric alone decides."""
 
 
 def make(

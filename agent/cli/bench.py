@@ -142,18 +142,24 @@ class _Bench:
         return matching[0]
 
     def compare(self, wanted: Sequence[Candidate], seconds: float, *, is_quiet: bool) -> Report:
-        """Measure in rounds, with a line on the terminal that says whose turn it is."""
+        """Measure in rounds, with a line on the terminal that says whose turn it is; elsewhere a line for each round."""
         from rich.console import Console
 
         from agent.trial.rounds import compare
 
         named = self.names
-        with self._measuring() as measuring, Console(stderr=True, quiet=is_quiet).status("") as status:
+        console = Console(stderr=True, quiet=is_quiet)
+        told = 0
+        with self._measuring() as measuring, console.status("") as status:
 
             def progress(candidate: Candidate, number: int, outcomes: Sequence[Outcome]) -> None:
+                nonlocal told
                 del outcomes
                 turn = f"{wanted.index(candidate) + 1} of {len(wanted)}"
                 status.update(f"round {number}, candidate {turn}: {named[candidate]}")
+                if not console.is_terminal and number > told:
+                    told = number
+                    console.print(f"round {number} of {len(wanted)} candidates …", highlight=False)
 
             found = compare(wanted, measuring.once, measuring.budget.clock, seconds=seconds, progress=progress)
             outcomes = [_with_time_share(each, measuring) for each in found.outcomes]

@@ -23,11 +23,11 @@ from agent.device.runtimes.providers import CPU_PROVIDER
 from agent.errors import BundleError, CandidateError
 from agent.inference.model import open_model
 from bundles.build import BuildReport, VariantReport, build
-from bundles.evaluate import outputs
+from bundles.evaluate import deviation, outputs
 from bundles.fusion import family, fuse
 from bundles.modelfile import read_model
 from bundles.options import Options
-from bundles.precision import fp16, int4
+from bundles.precision import MOST_FP16_DEVIATION, fp16, int4
 from bundles.recipe import Int4
 from bundles.repair import repair
 
@@ -118,7 +118,7 @@ def test_fusion_needs_no_samples(save, make_transformer, tmp_path: Path):
     """It computes the same; the outputs themselves are compared."""
     options = Options(normalise="unit", labels=LABELS, variants=("fp32-fused", "fp16"))
     report = build(save(make_transformer("vit")), tmp_path / "out", options)
-    assert of(report, "fp32-fused").is_included and "differ by at most" in of(report, "fp32-fused").verdict
+    assert of(report, "fp32-fused").is_included and "outputs differ by" in of(report, "fp32-fused").verdict
     assert "no golden samples" in of(report, "fp16").verdict
 
 
@@ -187,6 +187,28 @@ def test_float16_that_loses_the_answer_is_refused(make, make_model):
     ]
     found = of(make(make_model(nodes, weights, [1, 3, 16, 16], [1, 4], "x", "y"), "fp16"), "fp16")
     assert not found.is_included and "its outputs differ from fp32's by" in found.verdict
+
+
+def test_one_cell_of_thousands_is_no_deviation():
+    """YOLOX-Nano in float16 is off by a sixth of the peak in one background cell, and finds every object."""
+
+    class Fixed:
+        def __init__(self, values: np.ndarray) -> None:
+            self.values = values
+
+        def prepare(self, _sample: object) -> None:
+            pass
+
+        def infer(self, _tensors: object) -> dict[str, np.ndarray]:
+            return {"y": self.values}
+
+    expected = np.sin(np.arange(20_000, dtype=np.float32))
+    one, many = expected.copy(), expected + np.float32(0.3)
+    one[7] += 0.3
+    near, far, broken = (
+        deviation(Fixed(expected), Fixed(values), [None]) for values in (one, many, np.full_like(expected, np.nan))
+    )  # type: ignore[arg-type]
+    assert near < 0.01 < MOST_FP16_DEVIATION < far < broken == np.inf
 
 
 def test_float16_keeps_inputs_and_outputs_and_what_it_cannot_hold(save, make_model):

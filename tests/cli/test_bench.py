@@ -66,9 +66,11 @@ def test_the_shipped_bearing_bundle_as_json(run):
 
 
 def test_a_wrong_variant_is_shown_with_its_speed_and_refused(run, two_variants):
-    """Fast and wrong is worth seeing, and not worth taking."""
-    shown = run(two_variants).stdout
+    """Fast and wrong is worth seeing, and not worth taking. A log shows meanwhile that something happens."""
+    result = run(two_variants)
+    shown = result.stdout
 
+    assert [line[:7] for line in result.stderr.splitlines() if line[:5] == "round"] == ["round 1", "round 2", "round 3"]
     assert "refused: agrees with the golden answers by 0.000" in shown
     assert "as fast as fp32 here" in shown
     assert shown.rstrip().endswith(": fp32 is chosen.")
