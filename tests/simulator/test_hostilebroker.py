@@ -44,7 +44,7 @@ def device(broker: Mosquitto) -> Iterator[Callable[[str], MqttTransport]]:
 
     def make(name: str = "victim") -> MqttTransport:
         settings = MqttSettings(host=broker.host, port=broker.port)
-        patience = Patience(silence_s=3.0, window_s=3.0)
+        patience = Patience(silence_s=5.0, window_s=1.0)  # what is lost on the way is asked for again in time
         opened.append(
             MqttTransport(settings, Topics("holdfast", name), SystemClock(), SystemRandom(), patience=patience)
         )
