@@ -132,6 +132,11 @@ class Supervisor:
         """Whether the last worker gave a reason that another attempt, or another candidate, does not mend."""
         return self.failed is not None and self.failed["exit_code"] in FOR_PEOPLE
 
+    @property
+    def is_recovering(self) -> bool:
+        """Whether it failed, and has not run for long enough since to be believed in."""
+        return self.condition in self._conditions
+
     def start(self, now_s: float) -> list[Action]:
         """The worker is wanted. Also for a waiting one: the operator does not want to wait."""
         self.state = "starting"
@@ -154,18 +159,18 @@ class Supervisor:
         for progress in self._progress.values():
             progress.at_s = now_s
 
-    def replace(self, now_s: float) -> list[Action]:
-        """Start the worker anew, with another job: its exit is then no failure."""
+    def replace(self, now_s: float, *, may_hang: bool = False) -> list[Action]:
+        """Start the worker anew, with another job: its exit is then no failure. One that may hang is not asked to leave."""
         if self.state == "stopped":
             return []
         if self.state in ("idle", "waiting"):
             return self.start(now_s)
-        is_running = self.state == "running"
+        can_leave = self.state == "running" and not may_hang
         self.state = "dying"
         self._is_replaced = True
         self._kill_reason = "it did not leave when it was asked to"
         self._deadline_s = now_s + self.limits.kill_s
-        return [Leave() if is_running else Kill("another job takes its place"), WakeAt(self._deadline_s)]
+        return [Leave() if can_leave else Kill("another job takes its place"), WakeAt(self._deadline_s)]
 
     def stop(self) -> list[Action]:
         """The worker is no longer wanted; nothing that happens to it matters any more."""

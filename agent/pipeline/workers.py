@@ -168,8 +168,9 @@ class Workers:
     def swap(self, job: Job, purpose: Purpose = "release") -> None:
         """Let a model's worker work with another job; the outcome comes through `on_swap`.
 
-        A running worker loads it beside the old one and changes over between two samples. One that does not run is started
-        with it, as is one for a model that had none. A swap under way is replaced by this one and has no outcome.
+        A running worker loads it beside the old one and changes over between two samples. One that does not run, or whose bundle
+        has just hung, is started with it, as is one for a model that had none. A swap under way is replaced by this one and
+        has no outcome.
         """
         now_s = self._clock.monotonic()
         self._swaps += 1
@@ -183,10 +184,13 @@ class Workers:
         if worker.supervisor.state == "stopped":  # by `end`
             worker.supervisor = self._supervisor(job)
         old = self._what_is_left(worker)
-        is_in_place = worker.supervisor.state in ("starting", "running") and worker.job is old
+        may_hang = (
+            worker.watch.has_stalled and worker.supervisor.is_recovering
+        )  # then there is no "between two samples"
+        is_in_place = worker.supervisor.state in ("starting", "running") and worker.job is old and not may_hang
         worker.swap = _Swap(self._swaps, job, is_in_place, None if purpose == "degrade" else old, purpose)
         if not is_in_place:
-            self._start_swapped(worker, worker.swap, now_s)
+            self._start_swapped(worker, worker.swap, now_s, may_hang=may_hang)
         elif worker.child is not None:
             worker.child.send(swap_message(self._swaps, job))
             self._carry_out(worker, worker.supervisor.swapping(now_s))
@@ -354,9 +358,9 @@ class Workers:
             return worker.job
         return worker.swap.job if worker.swap.purpose == "degrade" else worker.swap.old
 
-    def _start_swapped(self, worker: _Worker, swap: _Swap, now_s: float) -> None:
+    def _start_swapped(self, worker: _Worker, swap: _Swap, now_s: float, *, may_hang: bool = False) -> None:
         self._take_over(worker, swap.job)
-        self._carry_out(worker, worker.supervisor.replace(now_s))
+        self._carry_out(worker, worker.supervisor.replace(now_s, may_hang=may_hang))
 
     def _take_ready(self, worker: _Worker, now_s: float) -> None:
         if worker.swap is not None and worker.swap.is_in_place:  # it takes the swap now that it has started

@@ -265,6 +265,19 @@ def test_swap_while_starting_is_taken_once_it_runs(core, make_tiny_bundle, colou
     assert it.status.restarts == 0
 
 
+def test_bundle_that_has_just_hung_is_not_waited_for(core, make_tiny_bundle, colours, eventually):
+    """It was started once more and hangs again: there is no "between two samples", and the way back must not take as long."""
+    it = core(make_tiny_bundle(version="1"), limits=Limits(beat_s=3, kill_s=30, restart_first_s=0.1), door=colours)
+    eventually(it.is_running)
+    os.kill(it.status.pid, signal.SIGSTOP)
+    eventually(lambda: (it.turn(), it.status.restarts == 1 and it.status.state == "running")[1])
+    os.kill(it.status.pid, signal.SIGSTOP)
+    it.swap(make_tiny_bundle(version="2"))
+    eventually(it.has_swapped)
+    assert it.swaps == [("m", None)]
+    assert it.status.restarts == 1
+
+
 def test_swap_of_a_worker_that_waits_starts_with_the_new_bundle(core, make_tiny_bundle, colours, eventually):
     """What does not run cannot lose a frame; and a bundle that never works is what an update is for."""
     broken = make_tiny_bundle({"fp32": b"no model"})
