@@ -27,11 +27,11 @@ ENTRY_POINTS = "holdfast.runtimes"
 FORMS = "built-in, plugin:<module or library>, folder:<path>"
 
 PLUGIN_MODULES = (
-    "onnxruntime_ep_openvino",  # Intel CPU, GPU and NPU: https://pypi.org/project/onnxruntime-ep-openvino/
-    "onnxruntime_qnn",  # Qualcomm HTP and GPU: https://pypi.org/project/onnxruntime-qnn/ (a plugin since 2.0)
+    "onnxruntime_ep_openvino",  # Intel CPU, GPU and NPU
+    "onnxruntime_qnn",  # Qualcomm HTP and GPU (a plugin since 2.0)
     "onnxruntime_ep_nv_tensorrt_rtx",  # NVIDIA RTX: https://nvidia.github.io/TensorRT-RTX-EP-ABI/integration-guide.html
     "onnxruntime_ep_amdgpu",  # AMD GPUs: https://github.com/onnxruntime/onnxruntime-ep-amdgpu
-    "onnxruntime_ep_webgpu",  # any GPU with Vulkan, Direct3D 12 or Metal: https://pypi.org/project/onnxruntime-ep-webgpu/
+    "onnxruntime_ep_webgpu",  # any GPU with Vulkan, Direct3D 12 or Metal
 )
 """Python packages that bring a provider's library, as https://onnxruntime.ai/docs/execution-providers/plugin-ep-packaging.html
 asks: with `get_library_path()` and `get_ep_names()`. The narrower come first."""

@@ -137,7 +137,7 @@ TABLE: tuple[Provider, ...] = (
     ),
     Provider(
         OPENVINO,
-        document="https://pypi.org/project/onnxruntime-ep-openvino/",
+        document=_ORT + "OpenVINO-ExecutionProvider.html",
         is_plugin=True,
         devices={"npu": {}, "gpu": {}, "cpu": {}},
         keeps="ep-context",
