@@ -184,9 +184,8 @@ class Workers:
         if worker.supervisor.state == "stopped":  # by `end`
             worker.supervisor = self._supervisor(job)
         old = self._what_is_left(worker)
-        may_hang = (
-            worker.watch.has_stalled and worker.supervisor.is_recovering
-        )  # then there is no "between two samples"
+        # What has just hung may hang again: then there is no "between two samples".
+        may_hang = worker.watch.has_stalled and worker.supervisor.is_recovering
         is_in_place = worker.supervisor.state in ("starting", "running") and worker.job is old and not may_hang
         worker.swap = _Swap(self._swaps, job, is_in_place, None if purpose == "degrade" else old, purpose)
         if not is_in_place:
